@@ -1,0 +1,246 @@
+//! The configuration: TOML as written, and what the rest of the program sees of it.
+//!
+//! `file.rs` is what was written, `resolve.rs` turns it into the types below, which can't be
+//! wrong; every problem found on the way is a `diagnostics::Problem` with its place in the file.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+/// A whole configuration, resolved: names looked up, files read, defaults filled in.
+#[derive(Debug)]
+pub struct Config {
+    /// Worker threads; at least 1.
+    pub workers: usize,
+    /// Run as this user and group after bind; `None` keeps the current ones.
+    pub user: Option<String>,
+    pub group: Option<String>,
+    /// Peers whose forwarding headers and request ids are believed.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    pub admin: Option<Admin>,
+    pub log: Log,
+    /// Never empty; names and addresses are unique.
+    pub listeners: Vec<Listener>,
+    /// As written, in order of writing; matches are unique for a listener.
+    pub routes: Vec<Route>,
+    /// In alphabetical order of their names.
+    pub clusters: Vec<Cluster>,
+    pub drain_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Admin {
+    pub address: SocketAddr,
+}
+
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub access: AccessSink,
+    pub format: LogFormat,
+    pub level: tracing::Level,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessSink {
+    Stdout,
+    Stderr,
+    Off,
+    File(PathBuf),
+}
+
+/// `log.format`: one JSON object a line, or one line of text for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+#[derive(Debug)]
+pub struct Listener {
+    /// Default: the address.
+    pub name: String,
+    pub address: SocketAddr,
+    pub tls: Option<ListenerTls>,
+    /// Answer every request with a redirect to https; only without `tls`.
+    pub redirect_to_https: bool,
+    pub limits: Limits,
+    /// Replaces the top-level list where written.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+#[derive(Debug)]
+pub struct ListenerTls {
+    /// Never empty; the first one is the default.
+    pub certificates: Vec<Certificate>,
+    pub minimum_version: TlsVersion,
+    pub strict_sni: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    Tls12,
+    Tls13,
+}
+
+/// A certificate chain with the key that matches it, read and checked.
+#[derive(Debug)]
+pub struct Certificate {
+    pub chain_file: PathBuf,
+    pub key_file: PathBuf,
+    /// Leaf first.
+    pub chain: Vec<rustls::pki_types::CertificateDer<'static>>,
+    pub key: rustls::pki_types::PrivateKeyDer<'static>,
+    /// DNS names and addresses of the leaf's subject alternative names, lower case, no final dot.
+    pub names: Vec<String>,
+    /// Hexadecimal.
+    pub serial: String,
+    /// Seconds since the epoch.
+    pub not_after: i64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub request_head_bytes: usize,
+    pub uri_bytes: usize,
+    pub field_bytes: usize,
+    pub fields: usize,
+    pub trailer_bytes: usize,
+    pub chunk_extension_bytes: usize,
+    /// `None`: unlimited.
+    pub body_bytes: Option<u64>,
+    pub handshake_timeout: Duration,
+    /// A worker.
+    pub concurrent_handshakes: usize,
+    pub head_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub body_idle_timeout: Duration,
+    /// Bytes a second after `body_rate_grace`; 0 turns it off.
+    pub body_min_rate: u64,
+    pub body_rate_grace: Duration,
+    pub write_timeout: Duration,
+    pub tunnel_idle_timeout: Duration,
+    /// `None`: derived from the file limit at start.
+    pub connections: Option<usize>,
+    pub connections_per_ip: Option<usize>,
+    pub h2_streams: u32,
+    pub h2_stream_window: u32,
+    pub h2_connection_window: u32,
+    pub h2_send_buffer: usize,
+    /// Resets by the client in 10 s.
+    pub h2_client_resets: usize,
+    /// Resets we are made to send, over the connection's life.
+    pub h2_local_resets: usize,
+    /// Control frames of each kind in 10 s.
+    pub h2_control_frames: usize,
+    pub h2_continuation_frames: usize,
+}
+
+#[derive(Debug)]
+pub struct Route {
+    /// Default: the match as written, e.g. `example.com/api`.
+    pub name: String,
+    pub host: HostMatch,
+    /// Begins with `/`; a prefix on segment borders, so `/api` matches `/api` and `/api/x`, not
+    /// `/apix`. No final `/` unless it is the whole path.
+    pub path: String,
+    /// Index into `Config::listeners`; `None`: on all of them.
+    pub listener: Option<usize>,
+    /// Index into `Config::clusters`.
+    pub cluster: usize,
+}
+
+/// Lower case, without port and final dot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostMatch {
+    Any,
+    Exact(String),
+    /// `*.example.com` holds `example.com`; matches one label or more in front of it.
+    Wildcard(String),
+}
+
+#[derive(Debug)]
+pub struct Cluster {
+    pub name: String,
+    /// Never empty; addresses are unique.
+    pub backends: Vec<Backend>,
+    pub policy: Policy,
+    pub protocol: Protocol,
+    pub tls: Option<ClusterTls>,
+    /// `None`: `health = false`.
+    pub health: Option<Health>,
+    pub connect_timeout: Duration,
+    pub response_timeout: Duration,
+    pub response_idle_timeout: Duration,
+    pub idle_timeout: Duration,
+    /// For each backend and worker.
+    pub idle_connections: usize,
+    /// Attempts after the first.
+    pub retries: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// As written, `host:port`: the `backend` label.
+    pub address: String,
+    pub host: String,
+    pub port: u16,
+    /// 1 to 1000.
+    pub weight: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    RoundRobin,
+}
+
+/// What a cluster's backends speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    H2,
+}
+
+#[derive(Debug, Clone)]
+pub struct ClusterTls {
+    pub ca: TrustedCa,
+    /// The name asked for and verified; default: the backend's host.
+    pub server_name: Option<String>,
+    /// `verify = "off-insecure"` makes it false.
+    pub verify: bool,
+}
+
+#[derive(Debug, Clone)]
+pub enum TrustedCa {
+    System,
+    File(PathBuf, Arc<[rustls::pki_types::CertificateDer<'static>]>),
+}
+
+#[derive(Debug, Clone)]
+pub struct Health {
+    pub check: Check,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Successes in a row that make a backend up; at least 1.
+    pub rise: u32,
+    /// Failures in a row that make it down; at least 1.
+    pub fall: u32,
+    /// Instead of the backend's own.
+    pub port: Option<u16>,
+    /// Below this share of backends up, in percent, all count as up; 0 turns it off.
+    pub fail_open_below: u32,
+}
+
+#[derive(Debug, Clone)]
+pub enum Check {
+    Tcp,
+    Http(HttpCheck),
+}
+
+#[derive(Debug, Clone)]
+pub struct HttpCheck {
+    pub path: String,
+    /// `Host` of the probe; default: the backend's address.
+    pub host: Option<String>,
+    /// Inclusive ranges.
+    pub expect_status: Vec<std::ops::RangeInclusive<u16>>,
+    /// Text that the first 64 KiB of the body must contain.
+    pub expect_body: Option<String>,
+}

@@ -1,0 +1,127 @@
+//! What both codecs make of a message head, and how a body is framed.
+
+use http::{Method, StatusCode};
+
+use super::fields::Fields;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    Http10,
+    Http11,
+    H2,
+}
+
+/// How long a body is, before any of it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    /// No body at all: the message ends with its head.
+    Empty,
+    /// Exactly this many bytes (`content-length`); may be 0.
+    Exact(u64),
+    /// Delimited by the framing itself: chunked, or an HTTP/2 END_STREAM.
+    Streamed,
+    /// A response that ends with its connection (HTTP/1 only).
+    UntilClose,
+}
+
+/// A request head in canonical form: what is here is what is matched, logged and forwarded.
+///
+/// Reused from request to request; `clear` keeps the memory.
+#[derive(Debug)]
+pub struct RequestHead {
+    pub method: Method,
+    pub version: Version,
+    /// Lower case, without port and final dot; empty where an HTTP/1.0 request has none.
+    pub host: String,
+    pub port: Option<u16>,
+    /// Canonical path, then `?query` where there is one; `*` for OPTIONS *. Always visible ASCII.
+    pub target: String,
+    /// Bytes of `target` before the `?`.
+    pub path_len: usize,
+    /// Without `host`; framing fields are still in it and are never copied on.
+    pub fields: Fields,
+    pub body: BodyLength,
+    /// HTTP/1: may another request follow on this connection?
+    pub keep_alive: bool,
+    /// The protocol of an `Upgrade` that the client asks for, lower case; never `h2c`.
+    pub upgrade: Option<String>,
+    /// `expect: 100-continue`.
+    pub expects_continue: bool,
+}
+
+/// A final or interim response head.
+#[derive(Debug)]
+pub struct ResponseHead {
+    pub status: StatusCode,
+    pub version: Version,
+    pub fields: Fields,
+    pub body: BodyLength,
+    pub keep_alive: bool,
+}
+
+impl Default for RequestHead {
+    fn default() -> Self {
+        RequestHead {
+            method: Method::GET,
+            version: Version::Http11,
+            host: String::new(),
+            port: None,
+            target: String::new(),
+            path_len: 0,
+            fields: Fields::default(),
+            body: BodyLength::Empty,
+            keep_alive: true,
+            upgrade: None,
+            expects_continue: false,
+        }
+    }
+}
+
+impl Default for ResponseHead {
+    fn default() -> Self {
+        ResponseHead {
+            status: StatusCode::OK,
+            version: Version::Http11,
+            fields: Fields::default(),
+            body: BodyLength::Empty,
+            keep_alive: true,
+        }
+    }
+}
+
+impl RequestHead {
+    /// Back to the default, keeping the memory.
+    pub fn clear(&mut self) {
+        self.method = Method::GET;
+        self.version = Version::Http11;
+        self.host.clear();
+        self.port = None;
+        self.target.clear();
+        self.path_len = 0;
+        self.fields.clear();
+        self.body = BodyLength::Empty;
+        self.keep_alive = true;
+        self.upgrade = None;
+        self.expects_continue = false;
+    }
+
+    pub fn path(&self) -> &str {
+        &self.target[..self.path_len]
+    }
+
+    /// Without the `?`.
+    pub fn query(&self) -> Option<&str> {
+        self.target.get(self.path_len + 1..)
+    }
+}
+
+impl ResponseHead {
+    /// Back to the default, keeping the memory.
+    pub fn clear(&mut self) {
+        self.status = StatusCode::OK;
+        self.version = Version::Http11;
+        self.fields.clear();
+        self.body = BodyLength::Empty;
+        self.keep_alive = true;
+    }
+}

@@ -1,0 +1,4 @@
+//! Codecs and message types; knows no route and no backend.
+
+pub mod fields;
+pub mod message;
