@@ -10,6 +10,8 @@ pub enum Blame {
     Client,
     /// A backend or the way to it failed: `errors_total`.
     Upstream,
+    /// Nothing failed: counted nowhere, but still named in the answer and the log.
+    Nobody,
     /// A limit or state of ours (no route, no capacity, draining): `errors_total`.
     Portcullis,
 }
@@ -50,6 +52,7 @@ macro_rules! reasons {
 
 reasons! {
     BadRequest = "bad_request", 400, Client, "the request is not valid HTTP";
+    RedirectToHttps = "redirect_to_https", 308, Nobody, "this address is served over https";
     Denied = "denied", 403, Client, "this client may not use this address";
     NoRoute = "no_route", 404, Portcullis, "nothing is configured for this host and path";
     MethodNotAllowed = "method_not_allowed", 405, Client, "CONNECT and TRACE are not served";
@@ -87,7 +90,7 @@ reasons! {
     /// The response body stalled beyond `response_idle_timeout`.
     ResponseStalled = "response_stalled", 504, Upstream, "the backend stopped sending its response";
     /// A tunnel without traffic for `tunnel_idle_timeout`; a normal end, logged as such.
-    TunnelIdle = "tunnel_idle", 101, Client, "the tunnel was idle for too long";
+    TunnelIdle = "tunnel_idle", 101, Nobody, "the tunnel was idle for too long";
     /// A connection refused at accept: `connections`, `connections_per_ip`.
     ConnectionLimit = "connection_limit", 503, Client, "too many connections";
     /// HTTP/2 behaviour beyond the abuse limits.

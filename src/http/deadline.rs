@@ -1,0 +1,85 @@
+//! One timer for all the waits of a connection, cheap to move.
+//!
+//! Moving a deadline later, which happens several times a request, only stores an instant; the
+//! runtime's timer is touched when it must ring earlier, or rings and finds that it was moved.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+#[derive(Debug, Default)]
+pub struct Deadline {
+    at: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    /// Rings at `at` instead of whatever was set before.
+    pub fn set(&mut self, at: Instant) {
+        self.at = Some(at);
+    }
+
+    /// Never rings until it is set again.
+    pub fn clear(&mut self) {
+        self.at = None;
+    }
+
+    /// Ready once the deadline has passed; stays ready until it is set or cleared.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = self.at else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        loop {
+            if timer.deadline() > at {
+                timer.as_mut().reset(at);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if timer.deadline() >= at {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use super::*;
+
+    async fn ring(deadline: &mut Deadline) -> Duration {
+        let start = Instant::now();
+        poll_fn(|cx| deadline.poll(cx)).await;
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rings_at_the_last_instant_set() {
+        let mut deadline = Deadline::default();
+        let now = Instant::now();
+        deadline.set(now + Duration::from_secs(5));
+        let pending = poll_fn(|cx| Poll::Ready(deadline.poll(cx).is_pending())).await;
+        assert!(pending);
+        deadline.set(now + Duration::from_secs(9));
+        assert_eq!(ring(&mut deadline).await.as_secs(), 9);
+        deadline.set(now + Duration::from_secs(20));
+        let _ = poll_fn(|cx| Poll::Ready(deadline.poll(cx))).await;
+        deadline.set(now + Duration::from_secs(11));
+        assert_eq!(ring(&mut deadline).await.as_secs(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stays_silent_once_cleared() {
+        let mut deadline = Deadline::default();
+        deadline.set(Instant::now());
+        deadline.clear();
+        let waited = tokio::time::timeout(Duration::from_secs(1), ring(&mut deadline)).await;
+        assert!(waited.is_err());
+    }
+}

@@ -1,0 +1,361 @@
+//! An HTTP/1 connection: heads in and out, and one body in each direction at a time.
+//!
+//! Both sides of the proxy use this type; `downstream.rs` and `upstream.rs` beside it hold what
+//! differs. Framing (RFC 9112 §6) is decoded and encoded here, never copied.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::AsyncWrite;
+
+use super::{
+    encode,
+    framing::{BodyDecoder, Decoded},
+    head::{HeadEnd, find_head_end},
+};
+use crate::http::{
+    buffer::{ReadBuffer, WriteBuffer},
+    exchange::{BodyError, Exchange, Filled},
+    fields::Fields,
+    message::{RequestHead, Version},
+    transport::Transport,
+};
+
+/// Bodies and heads up to this size are copied into one write; above it they are written from
+/// where they lie.
+const COALESCED_BYTES: usize = 4 * 1024;
+
+/// How the outgoing body is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// This many bytes are still owed.
+    Exact(u64),
+    Chunked,
+    /// Ends with the connection; tunnels too.
+    UntilClose,
+}
+
+/// Why no complete head was read.
+#[derive(Debug)]
+pub enum HeadError {
+    /// More than the limit without an end.
+    TooLarge,
+    /// The stream ended in the middle.
+    Truncated,
+    Io(io::Error),
+}
+
+/// What an answer has to fit: set by the request that it answers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReplyTo {
+    pub(super) version: Version,
+    pub(super) is_head: bool,
+    pub(super) keep_alive: bool,
+}
+
+#[derive(Debug)]
+pub struct Connection {
+    pub(super) transport: Transport,
+    pub(super) input: ReadBuffer,
+    pub(super) output: WriteBuffer,
+    decoder: BodyDecoder,
+    /// Bytes at the front of `input` that are payload.
+    offered: usize,
+    incoming_ended: bool,
+    pub(super) framing: Framing,
+    /// Bytes still owed to the chunk whose size was announced.
+    chunk_left: usize,
+    /// The end of the outgoing message is in `output` or further.
+    outgoing_ended: bool,
+    /// Bytes of `input` known to hold no end of a head.
+    scanned: usize,
+    pub(super) reply_to: ReplyTo,
+}
+
+impl Connection {
+    pub fn new(transport: Transport) -> Self {
+        Connection {
+            transport,
+            input: ReadBuffer::default(),
+            output: WriteBuffer::default(),
+            decoder: BodyDecoder::empty(),
+            offered: 0,
+            incoming_ended: true,
+            framing: Framing::Exact(0),
+            chunk_left: 0,
+            outgoing_ended: true,
+            scanned: 0,
+            reply_to: ReplyTo { version: Version::Http11, is_head: false, keep_alive: true },
+        }
+    }
+
+    /// Whether both messages are complete and nothing unread or unsent is left: the state in which
+    /// a connection may wait for its next exchange.
+    pub fn is_quiet(&self) -> bool {
+        self.incoming_ended && self.outgoing_ended && self.input.is_empty() && self.output.is_empty()
+    }
+
+    /// Whether the incoming message was read to its end.
+    pub fn incoming_ended(&self) -> bool {
+        self.incoming_ended
+    }
+
+    /// Whether bytes of a next message are already here.
+    pub fn has_unread(&self) -> bool {
+        !self.input.is_empty()
+    }
+
+    /// Reads until a head is complete at the front of the input and returns its length; `None`
+    /// when the stream ends before its first byte.
+    pub(super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: usize,
+    ) -> Poll<Result<Option<usize>, HeadError>> {
+        loop {
+            match find_head_end(self.input.data(), self.scanned) {
+                HeadEnd::Complete(length) if length <= limit => {
+                    self.scanned = 0;
+                    return Poll::Ready(Ok(Some(length)));
+                }
+                HeadEnd::Complete(_) => return Poll::Ready(Err(HeadError::TooLarge)),
+                HeadEnd::Partial { scanned } => self.scanned = scanned,
+            }
+            if self.input.data().len() > limit {
+                return Poll::Ready(Err(HeadError::TooLarge));
+            }
+            match ready!(self.input.poll_read(&mut self.transport, cx)) {
+                Ok(0) if self.input.is_empty() => return Poll::Ready(Ok(None)),
+                Ok(0) => return Poll::Ready(Err(HeadError::Truncated)),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(HeadError::Io(error))),
+            }
+        }
+    }
+
+    /// Takes a parsed head off the input and expects the body that `decoder` describes.
+    pub(super) fn begin_incoming(&mut self, head_bytes: usize, decoder: BodyDecoder) {
+        self.input.consume(head_bytes);
+        self.decoder = decoder;
+        self.offered = 0;
+        self.incoming_ended = false;
+    }
+
+    /// Expects a body of this framing to be sent; the head is in `output` already.
+    pub(super) fn begin_outgoing(&mut self, framing: Framing) {
+        self.framing = framing;
+        self.chunk_left = 0;
+        self.outgoing_ended = framing == Framing::Exact(0);
+    }
+
+    /// Turns the connection into a tunnel: both directions carry bytes until they end.
+    pub fn become_tunnel(&mut self) {
+        self.decoder = BodyDecoder::until_close();
+        self.offered = 0;
+        self.incoming_ended = false;
+        self.begin_outgoing(Framing::UntilClose);
+    }
+
+    /// Ready when the peer closed or failed while nothing was asked of it. Bytes of a next message
+    /// are read ahead, up to a block.
+    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.input.data().len() < crate::http::buffer::SMALL_BLOCK {
+            match ready!(self.input.poll_read(&mut self.transport, cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Whether a connection that should be quiet is still usable: open, and without a byte to read.
+    pub fn poll_unusable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.is_quiet() {
+            return Poll::Ready(());
+        }
+        // An end, an error and bytes that nobody asked for all mean the same here.
+        self.input.poll_read(&mut self.transport, cx).map(|_| ())
+    }
+
+    /// Ends our half of the stream.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+
+    /// Reads and throws away; ready when the peer has closed.
+    pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.input.consume(self.input.data().len());
+            if ready!(self.input.poll_read(&mut self.transport, cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Gives unused buffers back before a wait that may be long.
+    pub fn rest(&mut self) {
+        self.input.release_if_empty();
+        self.output.release_if_empty();
+    }
+
+    /// Copies a small piece into the output, framed.
+    fn coalesce(&mut self, data: &[u8]) {
+        if self.framing == Framing::Chunked && self.chunk_left == 0 {
+            encode::write_chunk_header(self.output.bytes_mut(), data.len());
+            self.chunk_left = data.len();
+        }
+        self.output.bytes_mut().extend_from_slice(data);
+        self.account(data.len());
+    }
+
+    /// Books `count` payload bytes as sent and closes the chunk they complete.
+    fn account(&mut self, count: usize) {
+        match &mut self.framing {
+            Framing::Exact(left) => {
+                *left -= count as u64;
+                self.outgoing_ended = *left == 0;
+            }
+            Framing::Chunked => {
+                self.chunk_left -= count;
+                if self.chunk_left == 0 {
+                    self.output.bytes_mut().extend_from_slice(b"\r\n");
+                }
+            }
+            Framing::UntilClose => {}
+        }
+    }
+
+    /// At most what the framing still has room for.
+    fn admissible<'d>(&self, data: &'d [u8]) -> io::Result<&'d [u8]> {
+        let room = match self.framing {
+            Framing::Exact(left) => usize::try_from(left).unwrap_or(usize::MAX),
+            Framing::Chunked if self.chunk_left > 0 => self.chunk_left,
+            Framing::Chunked | Framing::UntilClose => usize::MAX,
+        };
+        if room == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the body is longer than announced"));
+        }
+        Ok(&data[..data.len().min(room)])
+    }
+}
+
+impl Exchange for Connection {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<Filled, BodyError>> {
+        loop {
+            if self.offered > 0 {
+                return Poll::Ready(Ok(Filled::Data));
+            }
+            if self.incoming_ended {
+                return Poll::Ready(Ok(Filled::End));
+            }
+            match self.decoder.decode(self.input.data())? {
+                Decoded::Data { skip, length } => {
+                    self.input.consume(skip);
+                    self.offered = length;
+                }
+                Decoded::End { skip } => {
+                    self.input.consume(skip);
+                    self.incoming_ended = true;
+                }
+                Decoded::NeedMore { skip } => {
+                    self.input.consume(skip);
+                    let count = ready!(self.input.poll_read(&mut self.transport, cx));
+                    match count {
+                        Ok(0) if self.decoder.ends_with_stream() => self.incoming_ended = true,
+                        Ok(0) | Err(_) => return Poll::Ready(Err(BodyError::Closed)),
+                        Ok(_) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        &self.input.data()[..self.offered]
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.offered -= count;
+        self.input.consume(count);
+        self.decoder.advance(count);
+    }
+
+    fn ends_with_data(&self) -> bool {
+        self.decoder.left() == Some(self.offered as u64)
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.decoder.trailers()
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], _last: bool) -> Poll<io::Result<usize>> {
+        let data = self.admissible(data)?;
+        if self.output.len() + data.len() <= COALESCED_BYTES {
+            self.coalesce(data);
+            return Poll::Ready(Ok(data.len()));
+        }
+        if self.framing == Framing::Chunked && self.chunk_left == 0 {
+            encode::write_chunk_header(self.output.bytes_mut(), data.len());
+            self.chunk_left = data.len();
+        }
+        loop {
+            let pending = self.output.len();
+            let parts = [io::IoSlice::new(self.output.data()), io::IoSlice::new(data)];
+            let count = ready!(Pin::new(&mut self.transport).poll_write_vectored(cx, &parts))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.output.advance(count.min(pending));
+            if count > pending {
+                self.account(count - pending);
+                return Poll::Ready(Ok(count - pending));
+            }
+        }
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>, trailers: Option<&Fields>) -> Poll<io::Result<()>> {
+        match self.framing {
+            Framing::Exact(left) if left > 0 => {
+                let error = io::Error::new(io::ErrorKind::UnexpectedEof, "the body is shorter than announced");
+                return Poll::Ready(Err(error));
+            }
+            Framing::Exact(_) => {}
+            Framing::Chunked if !self.outgoing_ended => {
+                encode::write_last_chunk(self.output.bytes_mut(), trailers);
+                self.outgoing_ended = true;
+            }
+            Framing::Chunked => {}
+            Framing::UntilClose => {
+                ready!(self.poll_shutdown(cx))?;
+                self.outgoing_ended = true;
+                return Poll::Ready(Ok(()));
+            }
+        }
+        self.poll_flush(cx)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.output.is_empty() {
+            let count = ready!(Pin::new(&mut self.transport).poll_write(cx, self.output.data()))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.output.advance(count);
+        }
+        Pin::new(&mut self.transport).poll_flush(cx)
+    }
+}
+
+impl ReplyTo {
+    pub(super) fn new(request: &RequestHead) -> Self {
+        ReplyTo {
+            version: request.version,
+            is_head: request.method == http::Method::HEAD,
+            keep_alive: request.keep_alive,
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Heads between the h2 crate's types and ours.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+
+use crate::{
+    error::Reason,
+    http::{
+        fields::{FieldId, Fields},
+        h1::request::HeadLimits,
+        message::{BodyLength, RequestHead, ResponseHead, Version},
+        target,
+    },
+};
+
+/// Fills `head` from an HTTP/2 request (RFC 9113 §8.3.1); `ended`: the request has no body.
+///
+/// # Errors
+/// The reason to refuse it with: the same rules as for HTTP/1 apply to host and path.
+pub fn read_request<B>(
+    request: &Request<B>,
+    ended: bool,
+    limits: &HeadLimits,
+    head: &mut RequestHead,
+) -> Result<(), Reason> {
+    head.clear();
+    head.version = Version::H2;
+    head.method = request.method().clone();
+    if matches!(*request.method(), http::Method::CONNECT | http::Method::TRACE) {
+        return Err(Reason::MethodNotAllowed);
+    }
+    read_target(request.uri(), request.headers(), limits, head)?;
+    read_fields(request.headers(), limits, head)?;
+    head.body = match (ended, content_length(&head.fields)?) {
+        (true, None | Some(0)) => BodyLength::Empty,
+        (true, Some(_)) => return Err(Reason::BadRequest),
+        (false, Some(length)) => BodyLength::Exact(length),
+        (false, None) => BodyLength::Streamed,
+    };
+    head.expects_continue =
+        head.fields.get(FieldId::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
+    Ok(())
+}
+
+fn read_target(
+    uri: &Uri,
+    headers: &HeaderMap,
+    limits: &HeadLimits,
+    head: &mut RequestHead,
+) -> Result<(), Reason> {
+    let mut hosts = headers.get_all(http::header::HOST).iter();
+    let host = hosts.next().map(HeaderValue::as_bytes);
+    if hosts.next().is_some() {
+        return Err(Reason::BadRequest);
+    }
+    let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
+    if let (Some(host), Some(authority)) = (host, authority)
+        && !host.eq_ignore_ascii_case(authority)
+    {
+        return Err(Reason::BadRequest);
+    }
+    let authority = authority.or(host).ok_or(Reason::BadRequest)?;
+    target::set_authority(authority, head)?;
+    let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    if path.len() > limits.uri_bytes {
+        return Err(Reason::UriTooLong);
+    }
+    target::set_target(path.as_bytes(), head)
+}
+
+/// Copies the fields; those that HTTP/2 forbids were refused by the h2 crate already.
+fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead) -> Result<(), Reason> {
+    let mut bytes = head.target.len() + head.host.len();
+    if headers.len() > limits.fields {
+        return Err(Reason::HeadTooLarge);
+    }
+    for (name, value) in headers {
+        let size = name.as_str().len() + value.len();
+        bytes += size;
+        if size > limits.field_bytes || bytes > limits.head_bytes {
+            return Err(Reason::HeadTooLarge);
+        }
+        if *name == http::header::HOST || limits.drops(name.as_str().as_bytes()) {
+            continue;
+        }
+        head.fields.push(name.as_str().as_bytes(), value.as_bytes());
+    }
+    Ok(())
+}
+
+/// The one length that the fields announce.
+fn content_length(fields: &Fields) -> Result<Option<u64>, Reason> {
+    let mut all = fields.all(FieldId::ContentLength);
+    let Some(first) = all.next() else { return Ok(None) };
+    if all.next().is_some() || first.is_empty() || !first.iter().all(u8::is_ascii_digit) {
+        return Err(Reason::BadRequest);
+    }
+    let digits = std::str::from_utf8(first).map_err(|_| Reason::BadRequest)?;
+    digits.parse().map(Some).map_err(|_| Reason::BadRequest)
+}
+
+/// A response head from a backend; `None` where a length it announces makes no sense.
+pub fn read_response<B>(response: &Response<B>, ended: bool, head: &mut ResponseHead) -> Option<()> {
+    head.clear();
+    head.status = response.status();
+    head.version = Version::H2;
+    for (name, value) in response.headers() {
+        head.fields.push(name.as_str().as_bytes(), value.as_bytes());
+    }
+    let length = content_length(&head.fields).ok()?;
+    head.body = match (ended, length) {
+        (true, _) => BodyLength::Empty,
+        (false, Some(length)) => BodyLength::Exact(length),
+        (false, None) => BodyLength::Streamed,
+    };
+    Some(())
+}
+
+/// A response for the h2 crate; fields that HTTP/2 forbids can't be in `head`, its reader removed
+/// them.
+pub fn write_response(head: &ResponseHead) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = head.status;
+    *response.headers_mut() = header_map(&head.fields);
+    if let BodyLength::Exact(length) = head.body {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response
+}
+
+/// Fields as a map; all values share one allocation.
+pub fn header_map(fields: &Fields) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(fields.len() + 2);
+    let block = Bytes::copy_from_slice(fields.block());
+    for (name, value) in fields.ranges() {
+        // Both were checked by the codec that read them; should the crates disagree about a byte,
+        // the field is dropped rather than the response.
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(&block[name]), HeaderValue::from_maybe_shared(block.slice(value)))
+        {
+            map.append(name, value);
+        }
+    }
+    map
+}
+
+/// Trailers as our fields.
+pub fn read_trailers(map: &HeaderMap) -> Fields {
+    let mut fields = Fields::default();
+    for (name, value) in map {
+        fields.push(name.as_str().as_bytes(), value.as_bytes());
+    }
+    fields
+}

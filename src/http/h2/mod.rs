@@ -1,0 +1,9 @@
+//! HTTP/2 on the h2 crate itself, without a layer above it.
+//!
+//! Streams are polled in their connection's own task; heads are translated to the types that
+//! HTTP/1 uses.
+
+pub mod convert;
+pub mod downstream;
+mod stream;
+pub mod upstream;

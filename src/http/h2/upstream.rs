@@ -1,0 +1,204 @@
+//! The backends' side of HTTP/2: a shared connection, and one stream of it for each request.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{
+    Reason as Code,
+    client::{self, ResponseFuture, SendRequest},
+};
+use http::{HeaderMap, Method, Request, Response, Uri};
+
+use super::{
+    convert,
+    stream::{Incoming, Outgoing, io_error},
+};
+use crate::http::{
+    exchange::{BodyError, Exchange, Filled},
+    fields::Fields,
+    message::ResponseHead,
+    transport::Transport,
+};
+
+/// Flow-control windows and buffers towards a backend, which we trust more than a client.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+const SEND_BUFFER: usize = 64 * 1024;
+const HEAD_BYTES: u32 = 64 * 1024;
+
+/// What came instead of a response.
+#[derive(Debug)]
+pub enum NoResponse {
+    /// The backend did not process the request (REFUSED_STREAM, or a GOAWAY below its stream):
+    /// RFC 9113 §8.7 says it may be sent again.
+    NotProcessed,
+    Closed,
+    Malformed,
+}
+
+/// A connection that many requests share; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    sender: SendRequest<Bytes>,
+}
+
+/// Starts HTTP/2 on a stream to a backend.
+///
+/// Returns the handle and the future that drives the connection: the caller spawns it, and it ends
+/// with the connection.
+pub async fn handshake(transport: Transport) -> io::Result<(Handle, impl Future<Output = ()>)> {
+    let (sender, connection) = client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(HEAD_BYTES)
+        .enable_push(false)
+        .handshake(transport)
+        .await
+        .map_err(io_error)?;
+    let drive = async move {
+        if let Err(error) = connection.await {
+            tracing::debug!("a connection to a backend ended: {error}");
+        }
+    };
+    Ok((Handle { sender }, drive))
+}
+
+impl Handle {
+    /// Whether the connection lives and has room for another stream.
+    pub fn has_room(&self) -> bool {
+        self.sender.num_active_streams() < self.sender.current_max_send_streams()
+    }
+
+    /// Whether a stream is open on it.
+    pub fn is_busy(&self) -> bool {
+        self.sender.num_active_streams() > 0
+    }
+
+    /// Whether the connection takes streams, now or later.
+    pub fn is_open(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        !matches!(self.poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+
+    /// Ready when the connection takes a new stream; an error when it never will again.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.sender.poll_ready(cx).map_err(io_error)
+    }
+
+    /// Sends a request head; `ended` when no body follows.
+    pub fn send(&mut self, head: UpstreamHead, ended: bool) -> io::Result<Stream> {
+        let mut request = Request::new(());
+        *request.method_mut() = head.method;
+        *request.uri_mut() = head.uri;
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.headers_mut() = head.fields;
+        let (response, stream) = self.sender.send_request(request, ended).map_err(io_error)?;
+        Ok(Stream { response: Some(response), incoming: None, outgoing: Outgoing::new(stream, ended) })
+    }
+}
+
+/// A request head as the h2 crate takes it.
+#[derive(Debug)]
+pub struct UpstreamHead {
+    pub method: Method,
+    pub uri: Uri,
+    pub fields: HeaderMap,
+}
+
+/// One request on a shared connection; dropping it before its end resets the stream.
+#[derive(Debug)]
+pub struct Stream {
+    response: Option<ResponseFuture>,
+    incoming: Option<Incoming>,
+    outgoing: Outgoing,
+}
+
+impl Stream {
+    /// Waits for the next head, interim or final.
+    pub fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), NoResponse>> {
+        let Some(response) = &mut self.response else { return Poll::Ready(Err(NoResponse::Closed)) };
+        if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            return Poll::Ready(convert::read_response(&interim, true, head).ok_or(NoResponse::Malformed));
+        }
+        let result = ready!(Pin::new(response).poll(cx));
+        self.response = None;
+        Poll::Ready(match result {
+            Ok(response) => self.begin_body(response, head),
+            Err(error) => Err(no_response(&error)),
+        })
+    }
+
+    fn begin_body(
+        &mut self,
+        response: Response<h2::RecvStream>,
+        head: &mut ResponseHead,
+    ) -> Result<(), NoResponse> {
+        let ended = response.body().is_end_stream();
+        convert::read_response(&response, ended, head).ok_or(NoResponse::Malformed)?;
+        self.incoming = Some(Incoming::new(response.into_body()));
+        Ok(())
+    }
+
+    /// Gives the request up.
+    pub fn cancel(&mut self) {
+        self.outgoing.abort(Code::CANCEL);
+    }
+}
+
+impl Exchange for Stream {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<Filled, BodyError>> {
+        match &mut self.incoming {
+            Some(incoming) => incoming.poll_fill(cx),
+            None => Poll::Ready(Err(BodyError::Closed)),
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        self.incoming.as_ref().map_or(&[], Incoming::data)
+    }
+
+    fn consume(&mut self, count: usize) {
+        if let Some(incoming) = &mut self.incoming {
+            incoming.consume(count);
+        }
+    }
+
+    fn ends_with_data(&self) -> bool {
+        self.incoming.as_ref().is_some_and(Incoming::ends_with_data)
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.incoming.as_ref().and_then(Incoming::trailers)
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], last: bool) -> Poll<io::Result<usize>> {
+        self.outgoing.poll_send(cx, data, last)
+    }
+
+    fn poll_finish(&mut self, _: &mut Context<'_>, trailers: Option<&Fields>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.outgoing.finish(trailers))
+    }
+
+    /// The connection's task flushes for all its streams.
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn no_response(error: &h2::Error) -> NoResponse {
+    match error.reason() {
+        Some(Code::REFUSED_STREAM) => NoResponse::NotProcessed,
+        Some(Code::NO_ERROR) if error.is_go_away() && error.is_remote() => NoResponse::NotProcessed,
+        Some(Code::PROTOCOL_ERROR) if error.is_library() => NoResponse::Malformed,
+        _ => NoResponse::Closed,
+    }
+}

@@ -1,0 +1,114 @@
+//! Answers that are ours: a status, a reason, a short body; never an internal address.
+
+use std::{future::poll_fn, io, task::ready};
+
+use http::StatusCode;
+
+use super::{flight::Flight, relay::Patience};
+use crate::{
+    error::Reason,
+    http::{
+        exchange::Downstream,
+        fields::{FieldId, Fields},
+        message::{BodyLength, ResponseHead},
+    },
+};
+
+/// Sends the answer for `reason` and notes both on the flight.
+pub async fn answer<D: Downstream>(
+    flight: &mut Flight<'_>,
+    down: &mut D,
+    reason: Reason,
+    patience: &mut Patience<'_>,
+) {
+    flight.reason = Some(reason);
+    flight.status = Some(reason.status());
+    let (head, body) = compose(reason, &flight.head.fields);
+    send(flight, down, (head, body), patience).await;
+}
+
+/// Sends every request of a `redirect_to_https` listener to its https address.
+pub async fn redirect<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience: &mut Patience<'_>) {
+    let Some(location) = location(flight) else {
+        return answer(flight, down, Reason::BadRequest, patience).await;
+    };
+    flight.reason = Some(Reason::RedirectToHttps);
+    flight.status = Some(Reason::RedirectToHttps.status());
+    let (mut head, body) = compose(Reason::RedirectToHttps, &flight.head.fields);
+    head.fields.push(b"location", location.as_bytes());
+    send(flight, down, (head, body), patience).await;
+}
+
+fn location(flight: &Flight<'_>) -> Option<String> {
+    let head = &flight.head;
+    if head.host.is_empty() {
+        return None;
+    }
+    let target = if head.target == "*" { "/" } else { &head.target };
+    Some(match flight.listener().https_port {
+        None | Some(443) => format!("https://{}{target}", head.host),
+        Some(port) => format!("https://{}:{port}{target}", head.host),
+    })
+}
+
+async fn send<D: Downstream>(
+    flight: &mut Flight<'_>,
+    down: &mut D,
+    (head, body): (ResponseHead, String),
+    patience: &mut Patience<'_>,
+) {
+    let sent = async {
+        down.send_head(&head)?;
+        if flight.head.method == http::Method::HEAD {
+            return poll_fn(|cx| down.poll_finish(cx, None)).await;
+        }
+        let mut left = body.as_bytes();
+        poll_fn(|cx| {
+            while !left.is_empty() {
+                let count = ready!(down.poll_send(cx, left, true))?;
+                left = &left[count..];
+            }
+            down.poll_finish(cx, None)
+        })
+        .await
+    };
+    let result: Option<io::Result<()>> = patience.within_write(flight.client.listener, &flight.view, sent).await;
+    match result {
+        Some(Ok(())) => flight.bytes_out = body.len() as u64,
+        Some(Err(_)) | None => down.abort(),
+    }
+}
+
+fn compose(reason: Reason, request: &Fields) -> (ResponseHead, String) {
+    let json = request.get(FieldId::Accept).is_some_and(wants_json);
+    let body = if json {
+        format!("{{\"reason\":\"{}\",\"message\":\"{}\"}}\n", reason.code(), reason.text())
+    } else {
+        format!("{}: {}\n", reason.code(), reason.text())
+    };
+    let mut head = ResponseHead {
+        status: StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+        body: BodyLength::Exact(body.len() as u64),
+        ..ResponseHead::default()
+    };
+    let kind: &[u8] = if json { b"application/json" } else { b"text/plain; charset=utf-8" };
+    head.fields.push(b"content-type", kind);
+    head.fields.push(b"content-length", body.len().to_string().as_bytes());
+    head.fields.push(b"date", httpdate::fmt_http_date(std::time::SystemTime::now()).as_bytes());
+    head.fields.push(b"x-portcullis-reason", reason.code().as_bytes());
+    match reason {
+        Reason::MethodNotAllowed => {
+            head.fields.push(b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH");
+        }
+        Reason::RateLimited | Reason::Overloaded | Reason::Draining => {
+            head.fields.push(b"retry-after", b"1");
+        }
+        _ => {}
+    }
+    (head, body)
+}
+
+/// Whether JSON is asked for by name; `*/*` gets text.
+fn wants_json(accept: &[u8]) -> bool {
+    memchr::memmem::find(&accept.to_ascii_lowercase(), b"application/json").is_some()
+}

@@ -1,0 +1,309 @@
+//! One try of a request on one backend: a connection, the request, the response.
+
+use std::{future::poll_fn, io, sync::Arc, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use tokio::time::Instant;
+
+use super::{
+    flight::Flight,
+    forward,
+    patience::Patience,
+    relay::{Failure, Processed, Relay, Respond, Timeouts},
+    worker::{BackendView, ClusterView},
+};
+use crate::{
+    config::Protocol,
+    error::Reason,
+    http::{
+        exchange::Downstream,
+        fields::FieldId,
+        h1, h2,
+        message::{BodyLength, RequestHead, ResponseHead},
+        transport::Transport,
+    },
+    observe::metrics::BackendCells,
+    upstream::{
+        connect::{Connected, connect},
+        pool::{Lease, Open},
+    },
+};
+
+/// How an attempt ended without a complete response.
+#[derive(Clone, Copy, Debug)]
+pub struct Failed {
+    pub reason: Reason,
+    /// Another backend may be tried: nothing of this attempt can have had an effect, and nothing
+    /// of it has reached the client.
+    pub retriable: bool,
+    /// The client got a response head: no other answer can follow.
+    pub answered: bool,
+}
+
+/// What an exchange leaves behind.
+struct Done {
+    /// The backend got the whole request, and its whole response was read.
+    complete: bool,
+}
+
+/// A backend and where it stands in the view.
+#[derive(Clone, Copy)]
+struct Target<'v> {
+    cluster: &'v ClusterView,
+    backend: &'v BackendView,
+    index: usize,
+}
+
+/// Counts a request to a backend exactly once, however it ends.
+struct Counted {
+    cells: Arc<BackendCells>,
+    status: Option<u16>,
+    head_after: Option<Duration>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.cells.request_finished(self.status, self.head_after);
+    }
+}
+
+/// Sends the request to one backend and its response to the client.
+pub async fn attempt<D: Downstream>(
+    flight: &mut Flight<'_>,
+    down: &mut D,
+    patience: &mut Patience<'_>,
+    (cluster, backend): (usize, usize),
+) -> Result<(), Failed> {
+    let view = flight.view.clone();
+    let cluster = &view.clusters[cluster];
+    let target = Target { cluster, backend: &cluster.backends[backend], index: backend };
+    target.backend.cells.request_started();
+    let mut counted =
+        Counted { cells: target.backend.cells.clone(), status: None, head_after: None };
+    match cluster.cluster.config.protocol {
+        Protocol::Http1 => over_http1(flight, (down, patience), target, &mut counted).await,
+        Protocol::H2 => over_h2(flight, (down, patience), target, &mut counted).await,
+    }
+}
+
+async fn over_http1<D: Downstream>(
+    flight: &mut Flight<'_>,
+    (down, patience): (&mut D, &mut Patience<'_>),
+    target: Target<'_>,
+    counted: &mut Counted,
+) -> Result<(), Failed> {
+    let config = &target.cluster.cluster.config;
+    let pooled = target.backend.pool.borrow_mut().take(config.idle_timeout);
+    let mut lease = match pooled {
+        Some(lease) => lease,
+        None => open_http1(target).await?,
+    };
+    let head = &*flight.head;
+    lease.connection.send_request(&head.method, &head.target, head.body, |out| {
+        forward::write_http1(flight, &config.backends[target.index].address, out);
+    });
+    let mut response = ResponseHead::default();
+    let result = exchange(flight, (down, patience), (&mut lease.connection, config), counted, &mut response);
+    match result.await {
+        Ok(done) => {
+            if done.complete && response.keep_alive {
+                target.backend.pool.borrow_mut().give(lease, config.idle_connections);
+            }
+            Ok(())
+        }
+        Err(failed) => Err(Failed { retriable: failed.retriable && lease.reused, ..failed }),
+    }
+}
+
+async fn open_http1(target: Target<'_>) -> Result<Lease, Failed> {
+    let start = Instant::now();
+    let transport = open(target).await?;
+    let open = Open::count(target.backend.cells.clone(), start.elapsed());
+    Ok(Lease::new(h1::Connection::new(transport), open))
+}
+
+async fn open(target: Target<'_>) -> Result<Transport, Failed> {
+    let cluster = &target.cluster.cluster;
+    match connect(cluster, &cluster.backends[target.index]).await {
+        Ok(Connected::Tcp(stream)) => Ok(Transport::Tcp(stream)),
+        Ok(Connected::Tls(stream)) => Ok(Transport::Tls(Box::new((*stream).into()))),
+        Err(error) => {
+            tracing::debug!("cluster {}: {error}", cluster.name());
+            Err(Failed::unsent(error.reason))
+        }
+    }
+}
+
+async fn over_h2<D: Downstream>(
+    flight: &mut Flight<'_>,
+    (down, patience): (&mut D, &mut Patience<'_>),
+    target: Target<'_>,
+    counted: &mut Counted,
+) -> Result<(), Failed> {
+    let config = &target.cluster.cluster.config;
+    let mut handle = shared(target).await?;
+    let head = h2_head(flight, config.tls.is_some(), &config.backends[target.index].address)?;
+    let ended = matches!(flight.head.body, BodyLength::Empty | BodyLength::Exact(0));
+    // WHY: a connection that dies between the look and the send has not seen this request.
+    let mut stream = handle.send(head, ended).map_err(|_| Failed::unsent(Reason::UpstreamClosed))?;
+    let mut response = ResponseHead::default();
+    exchange(flight, (down, patience), (&mut stream, config), counted, &mut response).await?;
+    Ok(())
+}
+
+/// A connection with room for another stream: one that is there, or a new one.
+async fn shared(target: Target<'_>) -> Result<h2::upstream::Handle, Failed> {
+    let pool = &target.backend.pool;
+    let limit = target.cluster.cluster.config.connect_timeout;
+    let opened = tokio::time::timeout(limit, async {
+        loop {
+            let found = pool.borrow_mut().shared();
+            if let Some(mut handle) = found
+                && poll_fn(|cx| handle.poll_ready(cx)).await.is_ok()
+            {
+                return Ok(handle);
+            }
+            let _one_at_a_time = target.backend.connecting.lock().await;
+            if pool.borrow_mut().shared().is_none() {
+                open_h2(target).await?;
+            }
+        }
+    });
+    opened.await.unwrap_or(Err(Failed::unsent(Reason::ConnectTimeout)))
+}
+
+async fn open_h2(target: Target<'_>) -> Result<(), Failed> {
+    let start = Instant::now();
+    let transport = open(target).await?;
+    let handshake = h2::upstream::handshake(transport).await;
+    let (handle, drive) = handshake.map_err(|_| Failed::unsent(Reason::UpstreamClosed))?;
+    let open = Open::count(target.backend.cells.clone(), start.elapsed());
+    tokio::task::spawn_local(async move {
+        drive.await;
+        drop(open);
+    });
+    target.backend.pool.borrow_mut().share(handle);
+    Ok(())
+}
+
+/// The request head for an HTTP/2 backend.
+fn h2_head(flight: &Flight<'_>, tls: bool, fallback: &str) -> Result<h2::upstream::UpstreamHead, Failed> {
+    let mut fields = HeaderMap::with_capacity(flight.head.fields.len() + 8);
+    forward::each_field(flight, &mut |name, value| {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            fields.append(name, value);
+        }
+    });
+    if forward::accepts_trailers(flight.head) {
+        fields.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let BodyLength::Exact(length) = flight.head.body {
+        fields.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let authority = forward::authority(flight.head);
+    let authority = if authority.is_empty() { fallback } else { &authority };
+    let target = if flight.head.target == "*" { "/" } else { &flight.head.target };
+    let uri = Uri::builder()
+        .scheme(if tls { "https" } else { "http" })
+        .authority(authority)
+        .path_and_query(target)
+        .build()
+        .map_err(|_| Failed::refused(Reason::BadRequest))?;
+    Ok(h2::upstream::UpstreamHead { method: flight.head.method.clone(), uri, fields })
+}
+
+/// Request out, response back, over a connection or stream that has taken the request's head.
+async fn exchange<D: Downstream, U: Respond>(
+    flight: &mut Flight<'_>,
+    (down, patience): (&mut D, &mut Patience<'_>),
+    (up, config): (&mut U, &crate::config::Cluster),
+    counted: &mut Counted,
+    response: &mut ResponseHead,
+) -> Result<Done, Failed> {
+    let view = flight.view.clone();
+    let limits = &view.config.listeners[flight.client.listener].limits;
+    let timeouts = Timeouts::new(limits, config, is_grpc(flight.head));
+    let sent = Instant::now();
+    let mut relay = Relay::new(down, up, patience, timeouts, limits.body_bytes);
+    let result = relay.response(flight.head, response).await;
+    flight.bytes_in = relay.bytes_in();
+    if let Err(failure) = result {
+        return Err(Failed::before_head(failure, flight));
+    }
+    let took = sent.elapsed();
+    (counted.status, counted.head_after) = (Some(response.status.as_u16()), Some(took));
+    flight.upstream_response = Some(took);
+    response.fields.remove(b"x-portcullis-reason");
+    let result = respond(flight, &mut relay, response).await;
+    (flight.bytes_in, flight.bytes_out) = (relay.bytes_in(), relay.bytes_out());
+    let complete = relay.upload_complete() && response.status != StatusCode::SWITCHING_PROTOCOLS;
+    match result {
+        Ok(()) => Ok(Done { complete }),
+        Err(reason) => {
+            flight.reason = Some(reason);
+            down.abort();
+            Err(Failed { reason, retriable: false, answered: true })
+        }
+    }
+}
+
+/// Sends the response on: head, then body or tunnel.
+async fn respond<D: Downstream, U: Respond>(
+    flight: &mut Flight<'_>,
+    relay: &mut Relay<'_, '_, D, U>,
+    response: &mut ResponseHead,
+) -> Result<(), Reason> {
+    if response.status == StatusCode::SWITCHING_PROTOCOLS {
+        return tunnel(flight, relay, response).await;
+    }
+    flight.status = Some(response.status.as_u16());
+    relay.down.send_head(response).map_err(|_: io::Error| Reason::ClientClosed)?;
+    relay.body().await
+}
+
+/// A 101 to a request that asked for it, and for this protocol; any other is not HTTP.
+async fn tunnel<D: Downstream, U: Respond>(
+    flight: &mut Flight<'_>,
+    relay: &mut Relay<'_, '_, D, U>,
+    response: &mut ResponseHead,
+) -> Result<(), Reason> {
+    let (Some(asked), Some(given)) = (&flight.head.upgrade, &response.upgrade) else {
+        return Err(Reason::UpstreamBadResponse);
+    };
+    if asked != given {
+        return Err(Reason::UpstreamBadResponse);
+    }
+    flight.status = Some(response.status.as_u16());
+    relay.down.send_switching(response, given).map_err(|_| Reason::ClientClosed)?;
+    relay.up.switch();
+    relay.tunnel().await
+}
+
+fn is_grpc(head: &RequestHead) -> bool {
+    head.fields.get(FieldId::ContentType).is_some_and(|kind| kind.starts_with(b"application/grpc"))
+}
+
+impl Failed {
+    /// Nothing of the request was sent.
+    fn unsent(reason: Reason) -> Self {
+        Failed { reason, retriable: true, answered: false }
+    }
+
+    /// No backend would do better.
+    fn refused(reason: Reason) -> Self {
+        Failed { reason, retriable: false, answered: false }
+    }
+
+    /// No response head came. Retriable, on a connection that was used before, when the backend did
+    /// nothing with the request for certain or may do it twice (RFC 9110 §9.2.2).
+    fn before_head(failure: Failure, flight: &Flight<'_>) -> Self {
+        match failure {
+            Failure::Reason(reason) => Failed::refused(reason),
+            Failure::Unanswered { processed } => {
+                let harmless = processed == Processed::No || flight.head.method.is_idempotent();
+                let whole = flight.bytes_in == 0 && flight.head.body == BodyLength::Empty;
+                Failed { reason: Reason::UpstreamClosed, retriable: harmless && whole, answered: false }
+            }
+        }
+    }
+}

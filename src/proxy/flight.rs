@@ -1,0 +1,177 @@
+//! One request from its head to its record: what is known of it, written down when it ends.
+
+use std::{
+    net::IpAddr,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::Instant;
+
+use super::{
+    client,
+    worker::{Client, ClusterView, ListenerView, View, Worker},
+};
+use crate::{
+    config::LogFormat,
+    error::{Blame, Reason},
+    http::{
+        fields::FieldId,
+        message::{RequestHead, Version},
+    },
+    observe::{
+        metrics::Protocol,
+        record::{Record, TlsInfo},
+    },
+};
+
+/// A request on its way. Dropping it, whatever the cause, counts and logs it exactly once: a
+/// request whose task dies is on record as one that the client closed, or as a panic of ours.
+#[derive(Debug)]
+pub struct Flight<'c> {
+    pub worker: &'c Worker,
+    pub view: Rc<View>,
+    pub client: &'c Client,
+    pub head: &'c mut RequestHead,
+    /// The head was refused: what is in it is not to be believed.
+    pub unparsed: bool,
+    pub client_ip: IpAddr,
+    /// The peer is one of `trusted_proxies`.
+    pub trusted: bool,
+    pub request_id: [u8; 32],
+    pub route: Option<usize>,
+    pub cluster: Option<usize>,
+    pub backend: Option<usize>,
+    pub status: Option<u16>,
+    pub reason: Option<Reason>,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub attempts: u32,
+    pub upstream_response: Option<Duration>,
+    pub started: Instant,
+}
+
+impl<'c> Flight<'c> {
+    pub fn new(worker: &'c Worker, client: &'c Client, head: &'c mut RequestHead, started: Instant) -> Self {
+        let view = worker.view();
+        let networks = &view.config.listeners[client.listener].trusted_proxies;
+        let peer = client.ip();
+        let trusted = !networks.is_empty() && client::is_trusted(networks, peer);
+        let client_ip = if trusted {
+            let values: Vec<&[u8]> = head.fields.all(FieldId::XForwardedFor).collect();
+            client::forwarded_for(values.into_iter(), networks, peer)
+        } else {
+            peer
+        };
+        view.listeners[client.listener].cells.request_started();
+        Flight {
+            worker,
+            view,
+            client,
+            head,
+            unparsed: false,
+            client_ip,
+            trusted,
+            request_id: worker.request_id(),
+            route: None,
+            cluster: None,
+            backend: None,
+            status: None,
+            reason: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            attempts: 0,
+            upstream_response: None,
+            started,
+        }
+    }
+
+    pub fn listener(&self) -> &ListenerView {
+        &self.view.listeners[self.client.listener]
+    }
+
+    pub fn cluster_view(&self, cluster: usize) -> &ClusterView {
+        &self.view.clusters[cluster]
+    }
+
+    /// The id to forward and to log: ours, or the one that a trusted peer sent.
+    pub fn id(&self) -> &[u8] {
+        match self.head.fields.get(FieldId::XRequestId) {
+            Some(id) if self.trusted && !id.is_empty() => id,
+            _ => &self.request_id,
+        }
+    }
+
+    fn protocol(&self) -> Protocol {
+        if self.head.version == Version::H2 { Protocol::H2 } else { Protocol::Http1 }
+    }
+
+    fn count(&self, status: u16, took: Duration) {
+        let listener = self.listener();
+        listener.cells.request_finished();
+        listener.route_cells(&self.view.config, &self.worker.shard, self.route).request(
+            self.protocol(),
+            status,
+            took,
+        );
+        match self.reason {
+            Some(reason) if reason.blame() == Blame::Nobody => {}
+            Some(reason) if reason.is_rejection() => listener.cells.rejection(reason),
+            Some(reason) => self.worker.shard.error(reason),
+            None => {}
+        }
+    }
+
+    fn log(&self, status: u16, took: Duration) {
+        let config = &self.view.config;
+        let cluster = self.cluster.map(|cluster| &config.clusters[cluster]);
+        let backend = cluster.zip(self.backend).map(|(cluster, index)| &cluster.backends[index]);
+        let record = Record {
+            time: SystemTime::now(),
+            listener: &self.listener().name,
+            client_ip: self.client_ip,
+            peer: self.client.peer,
+            protocol: self.protocol(),
+            tls: self.client.tls.as_ref().map(|tls| TlsInfo {
+                version: tls.version,
+                cipher: tls.cipher,
+                sni: tls.sni.as_deref(),
+                resumed: tls.resumed,
+            }),
+            method: if self.unparsed { "-" } else { self.head.method.as_str() },
+            host: if self.unparsed { "" } else { &self.head.host },
+            path: if self.unparsed { "" } else { self.head.path() },
+            query: if self.unparsed { None } else { self.head.query() },
+            route: self.route.map(|route| config.routes[route].name.as_str()),
+            cluster: cluster.map(|cluster| cluster.name.as_str()),
+            backend: backend.map(|backend| backend.address.as_str()),
+            status,
+            reason: self.reason,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            attempts: self.attempts,
+            duration: took,
+            upstream_response: self.upstream_response,
+            request_id: std::str::from_utf8(self.id()).unwrap_or("-"),
+            user_agent: self.head.fields.get(FieldId::UserAgent),
+            referer: self.head.fields.get(FieldId::Referer),
+        };
+        self.worker.log(|out| match config.log.format {
+            LogFormat::Json => record.write_json(out),
+            LogFormat::Text => record.write_text(out),
+        });
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if self.status.is_none() && self.reason.is_none() {
+            let cause = if std::thread::panicking() { Reason::Internal } else { Reason::ClientClosed };
+            self.reason = Some(cause);
+        }
+        let status = self.status.or(self.reason.map(Reason::status)).unwrap_or(Reason::Internal.status());
+        let took = self.started.elapsed();
+        self.count(status, took);
+        self.log(status, took);
+    }
+}

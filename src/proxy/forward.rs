@@ -1,0 +1,104 @@
+//! Which fields a backend sees: the client's, cleaned, and ours.
+//!
+//! Hop-by-hop fields are gone already (the codecs drop them, RFC 9110 §7.6.1) and framing is
+//! written anew by the codec that sends.
+
+use std::fmt::Write;
+
+use super::flight::Flight;
+use crate::http::{
+    fields::FieldId,
+    h1::encode,
+    message::{RequestHead, Version},
+};
+
+/// Writes every field but framing for an HTTP/1 backend; `fallback` is the host of a request that
+/// names none.
+pub fn write_http1(flight: &Flight<'_>, fallback: &str, out: &mut Vec<u8>) {
+    let head = &*flight.head;
+    if head.host.is_empty() {
+        encode::write_field(out, "host", fallback.as_bytes());
+    } else {
+        encode::write_host(out, &head.host, head.port);
+    }
+    encode::write_fields(out, &head.fields, |id| passes(flight, id));
+    ours(flight, &mut |name, value| encode::write_field(out, name, value));
+    if let Some(protocol) = &head.upgrade {
+        encode::write_field(out, "connection", b"upgrade");
+        encode::write_field(out, "upgrade", protocol.as_bytes());
+    } else if accepts_trailers(head) {
+        encode::write_field(out, "connection", b"te");
+        encode::write_field(out, "te", b"trailers");
+    }
+}
+
+/// Emits every field but host, framing and `te`, name by name.
+pub fn each_field(flight: &Flight<'_>, each: &mut dyn FnMut(&[u8], &[u8])) {
+    for (id, name, value) in flight.head.fields.iter() {
+        if passes(flight, id) {
+            each(name, value);
+        }
+    }
+    ours(flight, &mut |name, value| each(name.as_bytes(), value));
+}
+
+/// Whether a field of the client goes on as it is.
+fn passes(flight: &Flight<'_>, id: FieldId) -> bool {
+    match id {
+        FieldId::Host | FieldId::ContentLength | FieldId::TransferEncoding | FieldId::Te => false,
+        FieldId::XForwardedFor | FieldId::XRequestId => false,
+        FieldId::XForwardedHost | FieldId::XForwardedProto | FieldId::Forwarded => flight.trusted,
+        _ => true,
+    }
+}
+
+/// The fields that we set: identity, and that we were here (RFC 9110 §7.6.3).
+fn ours(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
+    let fields = &flight.head.fields;
+    each("x-request-id", flight.id());
+    forwarded_for(flight, each);
+    if !(flight.trusted && fields.get(FieldId::XForwardedProto).is_some()) {
+        each("x-forwarded-proto", if flight.client.tls.is_some() { b"https" } else { b"http" });
+    }
+    if !(flight.trusted && fields.get(FieldId::XForwardedHost).is_some()) && !flight.head.host.is_empty() {
+        match flight.head.port {
+            None => each("x-forwarded-host", flight.head.host.as_bytes()),
+            Some(_) => each("x-forwarded-host", authority(flight.head).as_bytes()),
+        }
+    }
+    each("via", match flight.head.version {
+        Version::Http10 => b"1.0 portcullis",
+        Version::Http11 => b"1.1 portcullis",
+        Version::H2 => b"2 portcullis",
+    });
+    if flight.head.expects_continue {
+        each("expect", b"100-continue");
+    }
+}
+
+/// The peer's address, behind those that a trusted peer vouches for.
+fn forwarded_for(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
+    let mut chain = String::with_capacity(48);
+    if flight.trusted {
+        for value in flight.head.fields.all(FieldId::XForwardedFor) {
+            chain.push_str(&String::from_utf8_lossy(value));
+            chain.push_str(", ");
+        }
+    }
+    // WHY: writing to a string can't fail.
+    let _ = write!(chain, "{}", flight.client.ip());
+    each("x-forwarded-for", chain.as_bytes());
+}
+
+/// `te: trailers`, the only value of it that an intermediary passes on.
+pub fn accepts_trailers(head: &RequestHead) -> bool {
+    head.fields.get(FieldId::Te).is_some_and(|value| value.eq_ignore_ascii_case(b"trailers"))
+}
+
+/// The host with the port that the client named; empty where it named none.
+pub fn authority(head: &RequestHead) -> String {
+    match head.port {
+        Some(port) => format!("{}:{port}", head.host),
+        None => head.host.clone(),
+    }
+}

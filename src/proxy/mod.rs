@@ -1,0 +1,82 @@
+//! The life of a request: route, pick, attempt, maybe again, record.
+
+mod answer;
+mod attempt;
+pub mod client;
+pub mod flight;
+mod forward;
+pub mod patience;
+mod relay;
+pub mod route;
+pub mod worker;
+
+use attempt::Failed;
+use flight::Flight;
+use patience::Patience;
+
+use crate::{error::Reason, http::exchange::Downstream, upstream::balance::Tried};
+
+/// Serves one request: when this returns, the client has its answer or is gone. Dropping `flight`
+/// writes the record.
+pub async fn serve<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience: &mut Patience<'_>) {
+    if flight.view.config.listeners[flight.client.listener].redirect_to_https {
+        return answer::redirect(flight, down, patience).await;
+    }
+    let Some(cluster) = route(flight) else {
+        return answer::answer(flight, down, Reason::NoRoute, patience).await;
+    };
+    if let Err(failed) = try_backends(flight, down, patience, cluster).await {
+        flight.reason = Some(failed.reason);
+        if !failed.answered {
+            answer::answer(flight, down, failed.reason, patience).await;
+        }
+    }
+}
+
+/// Answers a request that was refused before it could be routed.
+pub async fn refuse<D: Downstream>(
+    flight: &mut Flight<'_>,
+    down: &mut D,
+    patience: &mut Patience<'_>,
+    reason: Reason,
+) {
+    answer::answer(flight, down, reason, patience).await;
+}
+
+/// Finds the request's route and notes it; returns its cluster.
+fn route(flight: &mut Flight<'_>) -> Option<usize> {
+    let route = flight.listener().routes.find(&flight.head.host, flight.head.path())?;
+    let cluster = flight.view.config.routes[route].cluster;
+    flight.route = Some(route);
+    flight.cluster = Some(cluster);
+    Some(cluster)
+}
+
+/// Tries backends, never one twice, until one answers or none may be tried.
+async fn try_backends<D: Downstream>(
+    flight: &mut Flight<'_>,
+    down: &mut D,
+    patience: &mut Patience<'_>,
+    cluster: usize,
+) -> Result<(), Failed> {
+    let view = flight.view.clone();
+    let retries = view.config.clusters[cluster].retries;
+    let mut tried = Tried::default();
+    let mut last = Failed { reason: Reason::NoHealthyBackend, retriable: true, answered: false };
+    while let Some(backend) = view.clusters[cluster].pick(&tried) {
+        tried.insert(backend);
+        flight.backend = Some(backend);
+        flight.attempts += 1;
+        if flight.attempts > 1 {
+            view.clusters[cluster].cells.retry();
+        }
+        match attempt::attempt(flight, down, patience, (cluster, backend)).await {
+            Ok(()) => return Ok(()),
+            Err(failed) => last = failed,
+        }
+        if !last.retriable || flight.attempts > retries {
+            break;
+        }
+    }
+    Err(last)
+}

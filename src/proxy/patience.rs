@@ -1,0 +1,64 @@
+//! Which wait of a request is running, and for how long it may.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{error::Reason, http::deadline::Deadline};
+
+/// One wait at a time: it starts anew when something moved, or when another wait takes its place.
+#[derive(Debug)]
+pub struct Patience<'d> {
+    deadline: &'d mut Deadline,
+    waiting: Option<Reason>,
+}
+
+/// A wait: what it is called when it ends badly, and how long it may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    pub reason: Reason,
+    pub allowed: Duration,
+    /// Ends the wait earlier, whatever moves.
+    pub until: Option<Instant>,
+}
+
+impl Wait {
+    pub fn new(reason: Reason, allowed: Duration) -> Self {
+        Wait { reason, allowed, until: None }
+    }
+}
+
+impl<'d> Patience<'d> {
+    pub fn new(deadline: &'d mut Deadline) -> Self {
+        Patience { deadline, waiting: None }
+    }
+
+    /// Ready with the reason when the wait has lasted too long.
+    pub fn poll(&mut self, cx: &mut Context<'_>, wait: Wait, moved: bool) -> Poll<Reason> {
+        if moved || self.waiting != Some(wait.reason) {
+            self.waiting = Some(wait.reason);
+            let end = Instant::now() + wait.allowed;
+            self.deadline.set(wait.until.map_or(end, |until| until.min(end)));
+        }
+        self.deadline.poll(cx).map(|()| wait.reason)
+    }
+
+    /// Runs `future` within one wait.
+    ///
+    /// # Errors
+    /// The wait's reason when it ends first.
+    pub async fn limit<T>(&mut self, wait: Wait, future: impl Future<Output = T>) -> Result<T, Reason> {
+        let mut future = pin!(future);
+        self.waiting = None;
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Ok(value)),
+            Poll::Pending => self.poll(cx, wait, false).map(Err),
+        })
+        .await
+    }
+}

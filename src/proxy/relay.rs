@@ -1,0 +1,359 @@
+//! Bodies between a client and a backend: both directions at once, at the pace of the slower end.
+
+use std::{
+    future::poll_fn,
+    io,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::patience::{Patience, Wait};
+use crate::{
+    config::{Cluster, Limits},
+    error::Reason,
+    http::{
+        exchange::{BodyError, Downstream, Exchange, Filled},
+        h1, h2,
+        message::{BodyLength, RequestHead, ResponseHead},
+    },
+};
+
+/// Interim responses that a backend may send for one request.
+const INTERIM_RESPONSES: u32 = 16;
+
+/// How long each side may take; from the listener's limits and the cluster's timeouts.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    body_idle: Duration,
+    /// Bytes a second, once `rate_grace` is over; 0: no floor.
+    body_rate: u64,
+    rate_grace: Duration,
+    write: Duration,
+    response: Duration,
+    response_idle: Duration,
+    pub tunnel: Duration,
+}
+
+/// Which end a direction waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WaitsFor {
+    Source,
+    Sink,
+}
+
+/// One direction: bytes that passed, and whether it is over.
+#[derive(Debug)]
+struct Direction {
+    bytes: u64,
+    moved: bool,
+    waits_for: WaitsFor,
+    ended: bool,
+}
+
+/// Why a direction can't go on.
+#[derive(Debug)]
+enum Broken {
+    Source(BodyError),
+    Sink(io::Error),
+}
+
+/// The backend's answer did not come, or not whole.
+#[derive(Debug)]
+pub enum Failure {
+    /// The backend closed before a first byte, or says itself that it did nothing with the request.
+    Unanswered { processed: Processed },
+    Reason(Reason),
+}
+
+/// Whether a backend that gave no answer may have acted on the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processed {
+    Perhaps,
+    No,
+}
+
+/// A request's two bodies in transit.
+#[derive(Debug)]
+pub struct Relay<'r, 'd, D, U> {
+    pub down: &'r mut D,
+    pub up: &'r mut U,
+    patience: &'r mut Patience<'d>,
+    timeouts: Timeouts,
+    upload: Direction,
+    download: Direction,
+    /// `body_bytes` of the listener.
+    upload_limit: Option<u64>,
+    started: Instant,
+    /// The backend stopped reading the request; its response decides what that means.
+    upload_refused: bool,
+}
+
+/// The backend's end of an exchange.
+pub trait Respond: Exchange {
+    /// Waits for the next response head, interim or final.
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &RequestHead,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), Failure>>;
+}
+
+impl Timeouts {
+    /// A gRPC exchange may be silent for long in either direction: it is timed like a tunnel.
+    pub fn new(limits: &Limits, cluster: &Cluster, is_grpc: bool) -> Self {
+        let tunnel = limits.tunnel_idle_timeout;
+        Timeouts {
+            body_idle: if is_grpc { tunnel } else { limits.body_idle_timeout },
+            body_rate: if is_grpc { 0 } else { limits.body_min_rate },
+            rate_grace: limits.body_rate_grace,
+            write: limits.write_timeout,
+            response: cluster.response_timeout,
+            response_idle: if is_grpc { tunnel } else { cluster.response_idle_timeout },
+            tunnel,
+        }
+    }
+}
+
+impl Direction {
+    fn new() -> Self {
+        Direction { bytes: 0, moved: false, waits_for: WaitsFor::Source, ended: false }
+    }
+
+    /// Moves what can be moved; ready when the message has ended and was handed on.
+    fn poll<A: Exchange, B: Exchange>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut A,
+        sink: &mut B,
+        limit: u64,
+    ) -> Poll<Result<(), Broken>> {
+        self.moved = false;
+        while !self.ended {
+            self.waits_for = WaitsFor::Source;
+            let Poll::Ready(filled) = source.poll_fill(cx) else {
+                self.waits_for = WaitsFor::Sink;
+                ready!(sink.poll_flush(cx)).map_err(Broken::Sink)?;
+                self.waits_for = WaitsFor::Source;
+                return Poll::Pending;
+            };
+            self.waits_for = WaitsFor::Sink;
+            match filled.map_err(Broken::Source)? {
+                Filled::Data => {
+                    let last = source.ends_with_data();
+                    let count = ready!(sink.poll_send(cx, source.data(), last)).map_err(Broken::Sink)?;
+                    source.consume(count);
+                    self.bytes += count as u64;
+                    self.moved = true;
+                    if self.bytes > limit {
+                        return Poll::Ready(Err(Broken::Source(BodyError::TooLarge)));
+                    }
+                }
+                Filled::End => {
+                    ready!(sink.poll_finish(cx, source.trailers())).map_err(Broken::Sink)?;
+                    self.ended = true;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
+    pub fn new(
+        down: &'r mut D,
+        up: &'r mut U,
+        patience: &'r mut Patience<'d>,
+        timeouts: Timeouts,
+        upload_limit: Option<u64>,
+    ) -> Self {
+        Relay {
+            down,
+            up,
+            patience,
+            timeouts,
+            upload: Direction::new(),
+            download: Direction::new(),
+            upload_limit,
+            started: Instant::now(),
+            upload_refused: false,
+        }
+    }
+
+    /// Bytes of the request's body that were taken from the client.
+    pub fn bytes_in(&self) -> u64 {
+        self.upload.bytes
+    }
+
+    /// Bytes of the response's body that were handed to the client.
+    pub fn bytes_out(&self) -> u64 {
+        self.download.bytes
+    }
+
+    /// Whether the backend got the whole request.
+    pub fn upload_complete(&self) -> bool {
+        self.upload.ended && !self.upload_refused
+    }
+
+    /// Sends the request's body on while waiting for the final response head; interim ones pass.
+    pub async fn response(&mut self, request: &RequestHead, head: &mut ResponseHead) -> Result<(), Failure> {
+        for _ in 0..=INTERIM_RESPONSES {
+            poll_fn(|cx| self.poll_response(cx, request, head)).await?;
+            if !head.status.is_informational() || head.status == http::StatusCode::SWITCHING_PROTOCOLS {
+                return Ok(());
+            }
+            self.down.send_interim(head).map_err(|_| Failure::Reason(Reason::ClientClosed))?;
+            poll_fn(|cx| self.down.poll_flush(cx))
+                .await
+                .map_err(|_| Failure::Reason(Reason::ClientClosed))?;
+        }
+        Err(Failure::Reason(Reason::UpstreamBadResponse))
+    }
+
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &RequestHead,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), Failure>> {
+        let uploaded = self.poll_upload(cx).map_err(Failure::Reason)?;
+        if let Poll::Ready(result) = self.up.poll_response(cx, request, head) {
+            return Poll::Ready(result);
+        }
+        if self.down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Failure::Reason(Reason::ClientClosed)));
+        }
+        let wait = if uploaded.is_ready() {
+            Wait::new(Reason::ResponseTimeout, self.timeouts.response)
+        } else {
+            self.upload_wait()
+        };
+        self.patience.poll(cx, wait, self.upload.moved).map(|reason| Err(Failure::Reason(reason)))
+    }
+
+    /// A backend that stops reading is no failure yet: its response says why.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+        if self.upload_refused {
+            self.upload.moved = false;
+            return Poll::Ready(Ok(()));
+        }
+        let limit = self.upload_limit.unwrap_or(u64::MAX);
+        match ready!(self.upload.poll(cx, self.down, self.up, limit)) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(Broken::Sink(_)) => {
+                self.upload_refused = true;
+                Poll::Ready(Ok(()))
+            }
+            Err(Broken::Source(BodyError::TooLarge)) => Poll::Ready(Err(Reason::BodyTooLarge)),
+            Err(Broken::Source(BodyError::Malformed)) => Poll::Ready(Err(Reason::BadRequest)),
+            Err(Broken::Source(BodyError::Closed)) => Poll::Ready(Err(Reason::ClientClosed)),
+        }
+    }
+
+    /// What the upload waits for: the client's next bytes, or room at the backend.
+    fn upload_wait(&self) -> Wait {
+        match self.upload.waits_for {
+            WaitsFor::Sink => Wait::new(Reason::ResponseTimeout, self.timeouts.response),
+            WaitsFor::Source => Wait {
+                until: self.rate_floor(),
+                ..Wait::new(Reason::BodyTimeout, self.timeouts.body_idle)
+            },
+        }
+    }
+
+    /// When the bytes that came so far fall below the minimum rate, should no more come.
+    fn rate_floor(&self) -> Option<Instant> {
+        let earned = self.upload.bytes.checked_div(self.timeouts.body_rate)?;
+        Some(self.started + self.timeouts.rate_grace + Duration::from_secs(earned))
+    }
+
+    /// Sends the response's body to the client; the head was sent.
+    ///
+    /// # Errors
+    /// The reason why the response is incomplete.
+    pub async fn body(&mut self) -> Result<(), Reason> {
+        poll_fn(|cx| {
+            if !self.upload.ended && self.poll_upload(cx)?.is_pending() {
+                // The response goes on whatever the upload waits for.
+            }
+            match self.download.poll(cx, self.up, self.down, u64::MAX) {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(broken)) => return Poll::Ready(Err(response_broken(&broken))),
+                Poll::Pending => {}
+            }
+            let wait = match self.download.waits_for {
+                WaitsFor::Sink => Wait::new(Reason::WriteTimeout, self.timeouts.write),
+                WaitsFor::Source if self.down.poll_gone(cx).is_ready() => {
+                    return Poll::Ready(Err(Reason::ClientClosed));
+                }
+                WaitsFor::Source => Wait::new(Reason::ResponseStalled, self.timeouts.response_idle),
+            };
+            let moved = self.download.moved || self.upload.moved;
+            self.patience.poll(cx, wait, moved).map(Err)
+        })
+        .await
+    }
+
+    /// Carries a tunnel until both directions have ended.
+    pub async fn tunnel(&mut self) -> Result<(), Reason> {
+        self.upload = Direction::new();
+        let wait = Wait::new(Reason::TunnelIdle, self.timeouts.tunnel);
+        poll_fn(|cx| {
+            let up = self.upload.poll(cx, self.down, self.up, u64::MAX);
+            let down = self.download.poll(cx, self.up, self.down, u64::MAX);
+            match (up, down) {
+                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => {
+                    return Poll::Ready(Ok(()));
+                }
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
+                _ => {}
+            }
+            self.patience.poll(cx, wait, self.upload.moved || self.download.moved).map(Err)
+        })
+        .await
+    }
+}
+
+fn response_broken(broken: &Broken) -> Reason {
+    match broken {
+        Broken::Source(BodyError::Closed) => Reason::UpstreamClosed,
+        Broken::Source(BodyError::Malformed | BodyError::TooLarge) => Reason::UpstreamBadResponse,
+        Broken::Sink(_) => Reason::ClientClosed,
+    }
+}
+
+impl Respond for h1::Connection {
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &RequestHead,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), Failure>> {
+        h1::Connection::poll_response(self, cx, &request.method, head).map_err(|failure| match failure {
+            h1::NoResponse::ClosedBeforeFirstByte => Failure::Unanswered { processed: Processed::Perhaps },
+            h1::NoResponse::Closed => Failure::Reason(Reason::UpstreamClosed),
+            h1::NoResponse::Malformed => Failure::Reason(Reason::UpstreamBadResponse),
+        })
+    }
+}
+
+impl Respond for h2::upstream::Stream {
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &RequestHead,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), Failure>> {
+        let result = ready!(h2::upstream::Stream::poll_response(self, cx, head));
+        if request.method == http::Method::HEAD {
+            head.body = BodyLength::Empty;
+        }
+        Poll::Ready(result.map_err(|failure| match failure {
+            h2::upstream::NoResponse::NotProcessed => Failure::Unanswered { processed: Processed::No },
+            h2::upstream::NoResponse::Closed => Failure::Reason(Reason::UpstreamClosed),
+            h2::upstream::NoResponse::Malformed => Failure::Reason(Reason::UpstreamBadResponse),
+        }))
+    }
+}

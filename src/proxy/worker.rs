@@ -1,0 +1,333 @@
+//! What one worker thread has: its view of the configuration, its pools, its counters, its log.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    net::IpAddr,
+    rc::Rc,
+    sync::Arc,
+    task::Waker,
+    time::Duration,
+};
+
+use crate::{
+    config::{Config, Listener},
+    error::Reason,
+    http::h1::{BodyLimits, HeadLimits, RequestLimits},
+    observe::{
+        access_log::LogWriter,
+        metrics::{BackendCells, ClusterCells, ListenerCells, RouteCells, Shard},
+    },
+    proxy::route::RouteTable,
+    upstream::{
+        balance::{RoundRobin, Tried},
+        cluster::Cluster,
+        pool::Pool,
+    },
+};
+
+/// The state of a worker thread; everything a connection task needs hangs off it.
+#[derive(Debug)]
+pub struct Worker {
+    pub index: usize,
+    pub shard: Shard,
+    view: RefCell<Rc<View>>,
+    log: RefCell<LogWriter>,
+    random: RefCell<fastrand::Rng>,
+    draining: Cell<bool>,
+    connections: RefCell<Connections>,
+    pub handshakes: Cell<usize>,
+}
+
+/// The open downstream connections, so that a drain can wake those that wait.
+#[derive(Debug, Default)]
+struct Connections {
+    wakers: Vec<Option<Waker>>,
+    free: Vec<usize>,
+    /// Woken when the last one closes.
+    empty: Option<Waker>,
+}
+
+/// A connection's place in the worker's list; leaves it on drop.
+#[derive(Debug)]
+pub struct Seat {
+    worker: Rc<Worker>,
+    index: usize,
+}
+
+/// One immutable snapshot of everything a request looks at, with this worker's own state beside
+/// each part; a connection takes it anew for each request, so a new one comes into force at once.
+#[derive(Debug)]
+pub struct View {
+    pub config: Arc<Config>,
+    pub listeners: Vec<ListenerView>,
+    pub clusters: Vec<ClusterView>,
+}
+
+#[derive(Debug)]
+pub struct ListenerView {
+    pub name: String,
+    pub routes: RouteTable,
+    pub cells: Arc<ListenerCells>,
+    pub limits: RequestLimits,
+    /// Where `redirect_to_https` sends: the port of a TLS listener.
+    pub https_port: Option<u16>,
+    unrouted: OnceCell<Arc<RouteCells>>,
+    routed: Vec<OnceCell<Arc<RouteCells>>>,
+}
+
+#[derive(Debug)]
+pub struct ClusterView {
+    pub cluster: Arc<Cluster>,
+    pub cells: Arc<ClusterCells>,
+    pub backends: Vec<BackendView>,
+    balance: RefCell<RoundRobin>,
+    /// The health epoch that `balance` knows.
+    epoch: Cell<u64>,
+}
+
+#[derive(Debug)]
+pub struct BackendView {
+    pub cells: Arc<BackendCells>,
+    pub pool: RefCell<Pool>,
+    /// Held while a shared connection is being made, so that a burst makes one and not hundreds.
+    pub connecting: tokio::sync::Mutex<()>,
+}
+
+impl Worker {
+    pub fn new(index: usize, view: View, shard: Shard, log: LogWriter) -> Self {
+        Worker {
+            index,
+            shard,
+            view: RefCell::new(Rc::new(view)),
+            log: RefCell::new(log),
+            random: RefCell::new(fastrand::Rng::new()),
+            draining: Cell::new(false),
+            connections: RefCell::default(),
+            handshakes: Cell::new(0),
+        }
+    }
+
+    /// The snapshot in force.
+    pub fn view(&self) -> Rc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// 128 random bits in hexadecimal.
+    pub fn request_id(&self) -> [u8; 32] {
+        let mut bits = self.random.borrow_mut().u128(..);
+        std::array::from_fn(|_| {
+            let digit = b"0123456789abcdef"[(bits & 15) as usize];
+            bits >>= 4;
+            digit
+        })
+    }
+
+    /// Writes one access-log line.
+    pub fn log(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.log.borrow_mut().line(write);
+    }
+
+    /// Hands what was logged to the log's own thread.
+    pub fn flush_log(&self) {
+        self.log.borrow_mut().flush();
+    }
+
+    /// Closes pooled connections that are too old, closed or talk out of turn.
+    pub fn sweep_pools(&self) {
+        for cluster in &self.view().clusters {
+            for backend in &cluster.backends {
+                backend.pool.borrow_mut().sweep(cluster.cluster.config.idle_timeout);
+            }
+        }
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// From now on connections close at the end of their exchange; idle ones close at once.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        for waker in self.connections.borrow().wakers.iter().flatten() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Ready when no downstream connection is open.
+    pub fn poll_empty(&self, waker: &Waker) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        connections.empty = Some(waker.clone());
+        connections.count() == 0
+    }
+
+    /// Downstream connections that are open.
+    pub fn connections(&self) -> usize {
+        self.connections.borrow().count()
+    }
+}
+
+impl Connections {
+    fn count(&self) -> usize {
+        self.wakers.len() - self.free.len()
+    }
+}
+
+impl Seat {
+    /// Takes a place for a connection task; call `remember` from within the task.
+    pub fn take(worker: &Rc<Worker>) -> Self {
+        let mut connections = worker.connections.borrow_mut();
+        let index = connections.free.pop().unwrap_or(connections.wakers.len());
+        if index == connections.wakers.len() {
+            connections.wakers.push(None);
+        }
+        drop(connections);
+        Seat { worker: worker.clone(), index }
+    }
+
+    /// Lets a drain wake this task from now on.
+    pub fn remember(&self, waker: &Waker) {
+        self.worker.connections.borrow_mut().wakers[self.index] = Some(waker.clone());
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut connections = self.worker.connections.borrow_mut();
+        connections.wakers[self.index] = None;
+        connections.free.push(self.index);
+        if let (0, Some(waker)) = (connections.count(), connections.empty.take()) {
+            waker.wake();
+        }
+    }
+}
+
+impl View {
+    /// Lays this worker's state beside the shared one.
+    pub fn new(config: &Arc<Config>, clusters: &[Arc<Cluster>], shard: &Shard, seed: u64) -> Self {
+        let https_port = https_port(&config.listeners);
+        View {
+            config: config.clone(),
+            listeners: (0..config.listeners.len())
+                .map(|index| ListenerView::new(config, index, https_port, shard))
+                .collect(),
+            clusters: clusters.iter().map(|cluster| ClusterView::new(cluster, shard, seed)).collect(),
+        }
+    }
+}
+
+/// The port that a redirect names: 443 where it is served, else the first TLS listener's.
+fn https_port(listeners: &[Listener]) -> Option<u16> {
+    let mut ports = listeners.iter().filter(|each| each.tls.is_some()).map(|each| each.address.port());
+    let first = ports.next();
+    if first == Some(443) || ports.any(|port| port == 443) { Some(443) } else { first }
+}
+
+impl ListenerView {
+    fn new(config: &Config, index: usize, https_port: Option<u16>, shard: &Shard) -> Self {
+        let listener = &config.listeners[index];
+        ListenerView {
+            name: listener.name.clone(),
+            routes: RouteTable::new(config.routes.iter().enumerate().filter(|(_, route)| {
+                route.listener.is_none_or(|only| only == index)
+            })),
+            cells: shard.listener(&listener.name),
+            limits: request_limits(listener),
+            https_port,
+            unrouted: OnceCell::new(),
+            routed: (0..config.routes.len()).map(|_| OnceCell::new()).collect(),
+        }
+    }
+
+    /// The counters of a route on this listener; made when it is first used.
+    pub fn route_cells(&self, config: &Config, shard: &Shard, route: Option<usize>) -> &RouteCells {
+        match route {
+            None => self.unrouted.get_or_init(|| shard.route(&self.name, "none")),
+            Some(index) => self.routed[index].get_or_init(|| shard.route(&self.name, &config.routes[index].name)),
+        }
+    }
+}
+
+fn request_limits(listener: &Listener) -> RequestLimits {
+    let limits = &listener.limits;
+    RequestLimits {
+        head: HeadLimits {
+            head_bytes: limits.request_head_bytes,
+            uri_bytes: limits.uri_bytes,
+            field_bytes: limits.field_bytes,
+            fields: limits.fields,
+            ..HeadLimits::default()
+        },
+        body: BodyLimits {
+            trailer_bytes: limits.trailer_bytes,
+            extension_bytes: limits.chunk_extension_bytes,
+            fields: limits.fields,
+        },
+    }
+}
+
+impl ClusterView {
+    fn new(cluster: &Arc<Cluster>, shard: &Shard, seed: u64) -> Self {
+        let weights: Vec<u32> = cluster.backends.iter().map(|backend| backend.weight).collect();
+        ClusterView {
+            cluster: cluster.clone(),
+            cells: shard.cluster(&cluster.name),
+            backends: cluster
+                .backends
+                .iter()
+                .map(|backend| BackendView {
+                    cells: shard.backend(&cluster.name, &backend.address),
+                    pool: RefCell::default(),
+                    connecting: tokio::sync::Mutex::new(()),
+                })
+                .collect(),
+            balance: RefCell::new(RoundRobin::new(&weights, seed)),
+            // Differs from every epoch, so that the first pick looks at health.
+            epoch: Cell::new(u64::MAX),
+        }
+    }
+
+    /// Chooses a backend that was not tried yet.
+    pub fn pick(&self, tried: &Tried) -> Option<usize> {
+        let mut balance = self.balance.borrow_mut();
+        let epoch = self.cluster.epoch();
+        if self.epoch.replace(epoch) != epoch {
+            balance.update(|index| self.cluster.eligible(index));
+        }
+        balance.pick(tried)
+    }
+}
+
+/// The deadlines of a listener that the request path asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    pub body_idle: Duration,
+    pub write: Duration,
+    pub tunnel: Duration,
+}
+
+/// Facts about a downstream connection that are the same for all its requests.
+#[derive(Debug)]
+pub struct Client {
+    pub listener: usize,
+    pub peer: std::net::SocketAddr,
+    pub tls: Option<TlsFacts>,
+}
+
+#[derive(Debug)]
+pub struct TlsFacts {
+    pub version: &'static str,
+    pub cipher: &'static str,
+    pub sni: Option<String>,
+    pub resumed: bool,
+}
+
+impl Client {
+    pub fn ip(&self) -> IpAddr {
+        self.peer.ip().to_canonical()
+    }
+}
+
+/// Why a connection was turned away before it had a request.
+pub fn reject(worker: &Worker, listener: usize, reason: Reason) {
+    worker.view().listeners[listener].cells.rejection(reason);
+}
