@@ -1,7 +1,10 @@
 //! Header and trailer fields: one block of bytes and an index into it.
 //!
 //! HTTP/1 and HTTP/2 messages meet in this type. It is cleared and filled again for each message,
-//! so a keep-alive connection parses its heads without an allocation.
+//! so a keep-alive connection parses its heads without an allocation. The block holds the fields as
+//! HTTP/1 writes them, so passing them on is a copy of a few long runs.
+
+use std::ops::Range;
 
 /// Fields that the proxy itself looks at; everything else is `Other` and just passes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +19,7 @@ pub enum FieldId {
     Host,
     Http2Settings,
     KeepAlive,
+    Proxy,
     ProxyAuthenticate,
     ProxyAuthorization,
     ProxyConnection,
@@ -38,11 +42,14 @@ pub enum FieldId {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     id: FieldId,
-    /// Where the name starts in the block; the value follows it at once.
+    /// Where the line `name: value\r\n` starts in the block.
     start: u32,
-    name_len: u16,
+    name_len: u32,
     value_len: u32,
 }
+
+/// Bytes of a line beside name and value: `: ` and CRLF.
+const LINE_OVERHEAD: usize = 4;
 
 /// An ordered list of fields; names are lower case, values without surrounding blanks.
 ///
@@ -63,17 +70,38 @@ impl Fields {
     /// Appends a field; the name is lower-cased. Cost: a copy of both.
     pub fn push(&mut self, name: &[u8], value: &[u8]) -> FieldId {
         let start = self.block.len();
+        self.block.reserve(name.len() + value.len() + LINE_OVERHEAD);
         self.block.extend_from_slice(name);
         self.block[start..].make_ascii_lowercase();
         let id = FieldId::of(&self.block[start..]);
+        self.block.extend_from_slice(b": ");
         self.block.extend_from_slice(value);
+        self.block.extend_from_slice(b"\r\n");
         self.entries.push(Entry {
             id,
-            start: u32::try_from(start).unwrap_or(u32::MAX),
-            name_len: u16::try_from(name.len()).unwrap_or(u16::MAX),
-            value_len: u32::try_from(value.len()).unwrap_or(u32::MAX),
+            start: offset(start),
+            name_len: offset(name.len()),
+            value_len: offset(value.len()),
         });
         id
+    }
+
+    /// Takes the last field off again.
+    pub fn pop(&mut self) {
+        if let Some(entry) = self.entries.pop() {
+            self.block.truncate(entry.start as usize);
+        }
+    }
+
+    /// Removes every field of this lower-case name.
+    pub fn remove(&mut self, name: &[u8]) {
+        self.retain(|_, each| each != name);
+    }
+
+    /// Removes the fields for which `keep` is false.
+    pub fn retain(&mut self, mut keep: impl FnMut(FieldId, &[u8]) -> bool) {
+        let block = &self.block;
+        self.entries.retain(|entry| keep(entry.id, entry.name(block)));
     }
 
     pub fn len(&self) -> usize {
@@ -86,25 +114,22 @@ impl Fields {
 
     /// Bytes of all names and values.
     pub fn bytes(&self) -> usize {
-        self.block.len()
+        self.entries.iter().map(|entry| entry.name_len as usize + entry.value_len as usize).sum()
     }
 
     /// All fields in order, as (id, name, value).
     pub fn iter(&self) -> impl Iterator<Item = (FieldId, &[u8], &[u8])> {
-        self.entries.iter().map(|entry| {
-            let (name, value) = self.split(entry);
-            (entry.id, name, value)
-        })
+        self.entries.iter().map(|entry| (entry.id, entry.name(&self.block), entry.value(&self.block)))
     }
 
     /// The first value of a known field.
     pub fn get(&self, id: FieldId) -> Option<&[u8]> {
-        self.entries.iter().find(|entry| entry.id == id).map(|entry| self.split(entry).1)
+        self.all(id).next()
     }
 
     /// Every value of a known field, in order.
     pub fn all(&self, id: FieldId) -> impl Iterator<Item = &[u8]> {
-        self.entries.iter().filter(move |entry| entry.id == id).map(|entry| self.split(entry).1)
+        self.entries.iter().filter(move |entry| entry.id == id).map(|entry| entry.value(&self.block))
     }
 
     /// The first value of any field, by its lower-case name.
@@ -112,12 +137,80 @@ impl Fields {
         self.iter().find(|(_, each, _)| *each == name).map(|(_, _, value)| value)
     }
 
-    fn split(&self, entry: &Entry) -> (&[u8], &[u8]) {
-        let start = entry.start as usize;
-        let middle = start + usize::from(entry.name_len);
-        (&self.block[start..middle], &self.block[middle..middle + entry.value_len as usize])
+    /// Appends the fields that `keep` says to `out`, each as `name: value\r\n`.
+    ///
+    /// Cost: one copy for each run of kept fields that lie side by side.
+    pub fn write_lines(&self, out: &mut Vec<u8>, mut keep: impl FnMut(FieldId) -> bool) {
+        let mut run = 0..0;
+        for entry in self.entries.iter().filter(|entry| keep(entry.id)) {
+            let line = entry.line();
+            if line.start == run.end {
+                run.end = line.end;
+            } else {
+                out.extend_from_slice(&self.block[run]);
+                run = line;
+            }
+        }
+        out.extend_from_slice(&self.block[run]);
     }
 }
+
+impl Entry {
+    fn name<'a>(&self, block: &'a [u8]) -> &'a [u8] {
+        let start = self.start as usize;
+        &block[start..start + self.name_len as usize]
+    }
+
+    fn value<'a>(&self, block: &'a [u8]) -> &'a [u8] {
+        let start = self.start as usize + self.name_len as usize + 2;
+        &block[start..start + self.value_len as usize]
+    }
+
+    fn line(&self) -> Range<usize> {
+        let start = self.start as usize;
+        start..start + self.name_len as usize + self.value_len as usize + LINE_OVERHEAD
+    }
+}
+
+fn offset(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("the limits of a head are far below 4 GiB")
+}
+
+/// Whether a trailer is dropped: one that would frame, route, authenticate or describe a message
+/// that has already been acted on, or that speaks in our name (RFC 9110 §6.5.1).
+pub fn is_forbidden_trailer(id: FieldId, name: &[u8]) -> bool {
+    match id {
+        FieldId::Other | FieldId::Accept | FieldId::UserAgent | FieldId::Referer => {
+            FORBIDDEN_TRAILERS.contains(&name)
+                || name.starts_with(b"content-")
+                || name.starts_with(b"x-forwarded-")
+                || name.starts_with(b"if-")
+        }
+        _ => true,
+    }
+}
+
+/// Those that have no [`FieldId`].
+const FORBIDDEN_TRAILERS: [&[u8]; 18] = [
+    b"age",
+    b"authorization",
+    b"cache-control",
+    b"cookie",
+    b"expires",
+    b"location",
+    b"max-forwards",
+    b"pragma",
+    b"proxy-authentication-info",
+    b"range",
+    b"set-cookie",
+    b"set-cookie2",
+    b"status",
+    b"strict-transport-security",
+    b"vary",
+    b"warning",
+    b"www-authenticate",
+    b"x-real-ip",
+];
 
 impl FieldId {
     /// The id of a lower-case name. Cost: one match on the length, at most a few comparisons.
@@ -127,6 +220,7 @@ impl FieldId {
             b"via" => FieldId::Via,
             b"host" => FieldId::Host,
             b"date" => FieldId::Date,
+            b"proxy" => FieldId::Proxy,
             b"expect" => FieldId::Expect,
             b"accept" => FieldId::Accept,
             b"trailer" => FieldId::Trailer,

@@ -38,14 +38,15 @@ pub struct RequestHead {
     pub target: String,
     /// Bytes of `target` before the `?`.
     pub path_len: usize,
-    /// Without `host`; framing fields are still in it and are never copied on.
+    /// What passes on: without `host`, `expect` and hop-by-hop fields; `te` only as `trailers`. A
+    /// `content-length` is still in it and never copied on: framing is written anew from `body`.
     pub fields: Fields,
     pub body: BodyLength,
     /// HTTP/1: may another request follow on this connection?
     pub keep_alive: bool,
-    /// The protocol of an `Upgrade` that the client asks for, lower case; never `h2c`.
+    /// The protocol of an `upgrade` that the client may ask for, lower case; never `h2c`.
     pub upgrade: Option<String>,
-    /// `expect: 100-continue`.
+    /// `expect: 100-continue` of a request with a body.
     pub expects_continue: bool,
 }
 
@@ -54,9 +55,14 @@ pub struct RequestHead {
 pub struct ResponseHead {
     pub status: StatusCode,
     pub version: Version,
+    /// What passes on: without hop-by-hop fields. A `content-length` is still in it; only where the
+    /// message has no body by its nature (HEAD, 304) is it copied on.
     pub fields: Fields,
     pub body: BodyLength,
+    /// HTTP/1: may the connection be used again, once the body is read?
     pub keep_alive: bool,
+    /// The protocol that a 101 switches to, lower case.
+    pub upgrade: Option<String>,
 }
 
 impl Default for RequestHead {
@@ -85,6 +91,7 @@ impl Default for ResponseHead {
             fields: Fields::default(),
             body: BodyLength::Empty,
             keep_alive: true,
+            upgrade: None,
         }
     }
 }
@@ -123,5 +130,6 @@ impl ResponseHead {
         self.fields.clear();
         self.body = BodyLength::Empty;
         self.keep_alive = true;
+        self.upgrade = None;
     }
 }

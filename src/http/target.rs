@@ -1,0 +1,252 @@
+//! The canonical method, host and target of a request: what is matched is what is forwarded.
+//!
+//! One spelling for each address (RFC 3986 §6.2.2), so that a route can't be walked around by
+//! writing its path in another way. Serves HTTP/1 (request target and `host`) and HTTP/2
+//! (`:authority`, `:path`) alike.
+//!
+//! Choices where the RFCs leave one:
+//! - Percent-encoded letters, digits and `-._~` are decoded once; other encodings stay, in upper
+//!   case. A broken encoding (`%zz`, `%4`) and an encoded control byte are refused in the path; the
+//!   query passes as it was written, since `?q=100%` is what browsers send.
+//! - Dot segments go; above the root there is nothing, so `/../a` is `/a`. A dot segment hidden
+//!   behind `%2F`, `%5C` or a `;` (`/..%2Fadmin`, `/..;/admin`) is refused: backends that decode
+//!   those would walk up where we did not. Empty segments (`//`) stay.
+//! - A raw `\` in the path is refused, since some backends take it for `/`. So is what no URL may
+//!   hold raw and what HTTP/2 could not carry: `"`, `<`, `>` in the query, `<`, `>`, `` ` `` in the
+//!   path.
+//! - Hosts are letters, digits, `-`, `_`, `.`, or an IPv6 address in brackets; no percent-encoding.
+
+use std::{fmt::Write, net::Ipv6Addr};
+
+use http::Method;
+
+use super::message::{RequestHead, Version};
+use crate::error::Reason;
+
+const PATH: u8 = 1;
+const QUERY: u8 = 2;
+const HOST: u8 = 4;
+const UNRESERVED: u8 = 8;
+
+/// What each byte may be part of.
+static CLASSES: [u8; 256] = classes();
+
+const fn classes() -> [u8; 256] {
+    let mut table = [0; 256];
+    let mut byte = 0x21_u8;
+    while byte < 0x7f {
+        table[byte as usize] = match byte {
+            b'-' | b'.' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => PATH | QUERY | HOST | UNRESERVED,
+            b'~' => PATH | QUERY | UNRESERVED,
+            b'#' | b'<' | b'>' => 0,
+            b'"' => PATH,
+            b'?' | b'\\' | b'`' => QUERY,
+            _ => PATH | QUERY,
+        };
+        byte += 1;
+    }
+    table
+}
+
+fn all_in(class: u8, bytes: &[u8]) -> bool {
+    bytes.iter().fold(class, |common, byte| common & CLASSES[usize::from(*byte)]) == class
+}
+
+/// The method, which must be spelt in upper case; CONNECT and TRACE are `MethodNotAllowed`.
+///
+/// Letters, digits, `-` and `_` only: some backends ignore case, and would see a `get` as another
+/// method than we do.
+pub fn parse_method(raw: &[u8]) -> Result<Method, Reason> {
+    let plain = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    if !raw.iter().all(plain) {
+        return Err(Reason::BadRequest);
+    }
+    match Method::from_bytes(raw) {
+        Ok(Method::CONNECT | Method::TRACE) => Err(Reason::MethodNotAllowed),
+        Ok(method) => Ok(method),
+        Err(_) => Err(Reason::BadRequest),
+    }
+}
+
+/// Sets host and target of an HTTP/1 request; `head` already has its method and version.
+///
+/// Takes origin-form, absolute-form (http and https; its host must be that of `host`) and `*` for
+/// OPTIONS. HTTP/1.1 must bring a `host`.
+pub(super) fn parse_h1(raw: &[u8], host: Option<&[u8]>, head: &mut RequestHead) -> Result<(), Reason> {
+    match host {
+        Some(host) => parse_authority(host, head)?,
+        None if head.version == Version::Http10 => {}
+        None => return Err(Reason::BadRequest),
+    }
+    if raw.first() == Some(&b'/') || raw == b"*" {
+        return parse_path(raw, head);
+    }
+    parse_absolute(raw, host.is_some(), head)
+}
+
+fn parse_absolute(raw: &[u8], host_known: bool, head: &mut RequestHead) -> Result<(), Reason> {
+    let (default_port, rest) = if let Some(rest) = strip_prefix_ignoring_case(raw, b"http://") {
+        (80, rest)
+    } else if let Some(rest) = strip_prefix_ignoring_case(raw, b"https://") {
+        (443, rest)
+    } else {
+        return Err(Reason::BadRequest);
+    };
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let said = (std::mem::take(&mut head.host), head.port);
+    parse_authority(authority, head)?;
+    if host_known {
+        let port_of = |port: Option<u16>| port.unwrap_or(default_port);
+        if said.0 != head.host || port_of(said.1) != port_of(head.port) {
+            return Err(Reason::BadRequest);
+        }
+        (head.host, head.port) = said;
+    }
+    match path.first() {
+        Some(b'/') => parse_path(path, head),
+        None if head.method == Method::OPTIONS => parse_path(b"*", head),
+        // No path at all, perhaps with a query: the root (RFC 9112 §3.2.2).
+        _ => parse_path(&[b"/", path].concat(), head),
+    }
+}
+
+fn strip_prefix_ignoring_case<'a>(bytes: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    let (start, rest) = bytes.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+/// Sets `host` and `port` from a `host` field or an `:authority`.
+///
+/// Lower case, without the final dot; an IPv6 address in brackets and its shortest spelling. A port
+/// is 1 to 65535 without leading zeros. Errors: `BadRequest`.
+pub fn parse_authority(raw: &[u8], head: &mut RequestHead) -> Result<(), Reason> {
+    head.host.clear();
+    let (name, port) = match raw.first() {
+        Some(b'[') => {
+            let end = raw.iter().position(|byte| *byte == b']').ok_or(Reason::BadRequest)?;
+            raw.split_at(end + 1)
+        }
+        _ => raw.split_at(raw.iter().position(|byte| *byte == b':').unwrap_or(raw.len())),
+    };
+    head.port = match port {
+        [] => None,
+        [b':', digits @ ..] => Some(parse_port(digits)?),
+        _ => return Err(Reason::BadRequest),
+    };
+    if let [b'[', address @ .., b']'] = name {
+        return push_ipv6(address, &mut head.host);
+    }
+    push_name(name.strip_suffix(b".").unwrap_or(name), &mut head.host)
+}
+
+fn parse_port(digits: &[u8]) -> Result<u16, Reason> {
+    let plain = matches!(digits, [b'1'..=b'9', ..]) && digits.iter().all(u8::is_ascii_digit);
+    let port = str::from_utf8(digits).ok().filter(|_| plain).and_then(|digits| digits.parse().ok());
+    port.ok_or(Reason::BadRequest)
+}
+
+fn push_ipv6(address: &[u8], host: &mut String) -> Result<(), Reason> {
+    let address = str::from_utf8(address).ok().and_then(|text| text.parse::<Ipv6Addr>().ok());
+    let address = address.ok_or(Reason::BadRequest)?;
+    write!(host, "[{address}]").map_err(|_| Reason::BadRequest)
+}
+
+fn push_name(name: &[u8], host: &mut String) -> Result<(), Reason> {
+    // The longest name that DNS can hold, without its final dot.
+    if name.is_empty() || name.len() > 253 || !all_in(HOST, name) {
+        return Err(Reason::BadRequest);
+    }
+    if name[0] == b'.' || name.ends_with(b".") || name.windows(2).any(|pair| pair == b"..") {
+        return Err(Reason::BadRequest);
+    }
+    host.push_str(str::from_utf8(name).map_err(|_| Reason::BadRequest)?);
+    host.make_ascii_lowercase();
+    Ok(())
+}
+
+/// Sets `target` and `path_len` from an origin-form target or a `:path`; `head` has its method.
+///
+/// `*` passes for OPTIONS only. Errors: `BadRequest`. Cost: one pass and a copy; a path with `%` or
+/// `/.` is rebuilt segment by segment, still linear.
+pub fn parse_path(raw: &[u8], head: &mut RequestHead) -> Result<(), Reason> {
+    head.target.clear();
+    if raw == b"*" && head.method == Method::OPTIONS {
+        head.target.push('*');
+        head.path_len = 1;
+        return Ok(());
+    }
+    let end = raw.iter().position(|byte| *byte == b'?').unwrap_or(raw.len());
+    let (path, query) = raw.split_at(end);
+    if path.first() != Some(&b'/') || !all_in(PATH, path) || !all_in(QUERY, query) {
+        return Err(Reason::BadRequest);
+    }
+    if needs_rewriting(path) {
+        push_canonical_path(path, &mut head.target)?;
+    } else {
+        push_ascii(path, &mut head.target)?;
+    }
+    head.path_len = head.target.len();
+    push_ascii(query, &mut head.target)
+}
+
+fn push_ascii(bytes: &[u8], target: &mut String) -> Result<(), Reason> {
+    target.push_str(str::from_utf8(bytes).map_err(|_| Reason::BadRequest)?);
+    Ok(())
+}
+
+fn needs_rewriting(path: &[u8]) -> bool {
+    path.contains(&b'%') || path.windows(2).any(|pair| pair == b"/.")
+}
+
+fn push_canonical_path(path: &[u8], target: &mut String) -> Result<(), Reason> {
+    target.push('/');
+    let mut segments = path[1..].split(|byte| *byte == b'/').peekable();
+    while let Some(raw) = segments.next() {
+        let start = target.len();
+        push_decoded(raw, target)?;
+        match &target[start..] {
+            "." => target.truncate(start),
+            ".." => {
+                let parent = target[..start - 1].rfind('/').map_or(1, |slash| slash + 1);
+                target.truncate(parent);
+            }
+            segment if hides_dot_segment(segment) => return Err(Reason::BadRequest),
+            _ if segments.peek().is_some() => target.push('/'),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Decodes what needs no encoding; the rest keeps it, in upper case.
+fn push_decoded(segment: &[u8], target: &mut String) -> Result<(), Reason> {
+    let mut bytes = segment.iter().copied();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            target.push(char::from(byte));
+            continue;
+        }
+        let mut digit = || bytes.next().and_then(|byte| char::from(byte).to_digit(16));
+        let (Some(high), Some(low)) = (digit(), digit()) else { return Err(Reason::BadRequest) };
+        let decoded = u8::try_from(high * 16 + low).map_err(|_| Reason::BadRequest)?;
+        if decoded.is_ascii_control() {
+            return Err(Reason::BadRequest);
+        }
+        if CLASSES[usize::from(decoded)] & UNRESERVED != 0 {
+            target.push(char::from(decoded));
+        } else {
+            write!(target, "%{decoded:02X}").map_err(|_| Reason::BadRequest)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a backend that decodes `%2F` or `%5C`, or cuts off `;parameters`, would find a `.` or
+/// `..` here.
+fn hides_dot_segment(segment: &str) -> bool {
+    segment.split("%2F").flat_map(|part| part.split("%5C")).any(|part| {
+        let name = part.split(';').next().unwrap_or(part);
+        name == "." || name == ".."
+    })
+}
