@@ -2,3 +2,4 @@
 
 pub mod fields;
 pub mod message;
+pub mod probe_client;
