@@ -12,3 +12,5 @@
 pub mod config;
 pub mod error;
 pub mod http;
+pub mod proxy;
+pub mod upstream;

@@ -156,7 +156,7 @@ pub enum HostMatch {
     Wildcard(String),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cluster {
     pub name: String,
     /// Never empty; addresses are unique.

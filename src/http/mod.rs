@@ -1,6 +1,12 @@
 //! Codecs and message types; knows no route and no backend.
 
+pub mod buffer;
+pub mod deadline;
+pub mod exchange;
 pub mod fields;
 pub mod h1;
+pub mod h2;
 pub mod message;
+pub mod probe_client;
 pub mod target;
+pub mod transport;

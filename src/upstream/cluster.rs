@@ -1,0 +1,287 @@
+//! A cluster while it runs: its settings, its backends, and the health that all threads share.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwapOption;
+
+use super::{
+    health::{self, Health, Outcome, Transition},
+    tls,
+};
+use crate::config;
+
+/// How long a backend's addresses are used before its name is looked up again.
+const ADDRESSES_LIVE: Duration = Duration::from_secs(5);
+
+/// A named group of interchangeable backends. Made anew by each reload; the backends' state stays.
+#[derive(Debug)]
+pub struct Cluster {
+    pub config: config::Cluster,
+    /// In the order of the config; an index into it names a backend everywhere in `upstream`.
+    pub backends: Vec<Backend>,
+    /// Goes up with every change of what `eligible` says.
+    epoch: AtomicU64,
+    fails_open: AtomicBool,
+    /// Held while `epoch` and `fails_open` follow a change of health.
+    changing: Mutex<()>,
+}
+
+/// One address that serves.
+#[derive(Debug)]
+pub struct Backend {
+    /// As written, `host:port`: its name in metrics, logs and the status.
+    pub address: String,
+    pub host: String,
+    pub port: u16,
+    pub weight: u32,
+    /// `None`: clear text.
+    pub tls: Option<tls::Connector>,
+    state: Arc<State>,
+}
+
+/// What outlives a reload, by (cluster, address).
+#[derive(Debug)]
+struct State {
+    up: AtomicBool,
+    record: Mutex<Record>,
+    addresses: ArcSwapOption<Addresses>,
+    /// Held by the one who looks the name up.
+    lookup: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Record {
+    health: Health,
+    since: SystemTime,
+    last_error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Addresses {
+    found: Vec<IpAddr>,
+    until: Instant,
+}
+
+/// A backend's health for people to read.
+#[derive(Debug, Clone)]
+pub struct Status {
+    pub up: bool,
+    /// When `up` last changed, or when the backend was first known.
+    pub since: SystemTime,
+    /// What the last failed probe said; `None` once one has passed.
+    pub last_error: Option<String>,
+}
+
+impl Cluster {
+    /// A cluster as configured; backends that `previous` had under the same address keep their state.
+    ///
+    /// Without health checks every backend is up, whatever it was before.
+    pub fn new(config: config::Cluster, previous: Option<&Cluster>) -> Result<Cluster, tls::SetupError> {
+        let connector = match &config.tls {
+            Some(tls) => Some(tls::ClusterConnector::new(&config.name, tls, config.protocol)?),
+            None => None,
+        };
+        let previous = previous.filter(|_| config.health.is_some());
+        let state = |address: &str| {
+            let same = previous?.backends.iter().find(|backend| backend.address == address)?;
+            Some(Arc::clone(&same.state))
+        };
+        let mut backends = Vec::with_capacity(config.backends.len());
+        for backend in &config.backends {
+            backends.push(Backend {
+                tls: connector.as_ref().map(|connector| connector.backend(&backend.host)).transpose()?,
+                state: state(&backend.address).unwrap_or_default(),
+                address: backend.address.clone(),
+                host: backend.host.clone(),
+                port: backend.port,
+                weight: backend.weight,
+            });
+        }
+        let cluster = Cluster {
+            config,
+            backends,
+            epoch: AtomicU64::new(0),
+            fails_open: AtomicBool::new(false),
+            changing: Mutex::new(()),
+        };
+        cluster.follow_health();
+        Ok(cluster)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// A number that is another one after every change of what `eligible` says.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether requests may go to this backend: it is up, or so few are that all count as up.
+    pub fn eligible(&self, index: usize) -> bool {
+        self.backends[index].is_up() || self.fails_open()
+    }
+
+    /// Whether so few backends are up that all count as up.
+    pub fn fails_open(&self) -> bool {
+        self.fails_open.load(Ordering::Relaxed)
+    }
+
+    pub fn up_count(&self) -> usize {
+        self.backends.iter().filter(|backend| backend.is_up()).count()
+    }
+
+    /// Takes in the result of one probe; `Err` says what is wrong. Returns the change it makes.
+    ///
+    /// Takes short locks; for the control thread.
+    pub fn observe(&self, index: usize, result: Result<(), &str>) -> Option<Transition> {
+        let rules = self.config.health.as_ref()?;
+        let state = &self.backends[index].state;
+        let outcome = if result.is_ok() { Outcome::Passed } else { Outcome::Failed };
+        let transition = {
+            let mut record = state.record.lock().unwrap_or_else(PoisonError::into_inner);
+            record.last_error = result.err().map(str::to_owned);
+            let transition = record.health.observe(outcome, rules.rise, rules.fall);
+            if transition.is_some() {
+                record.since = SystemTime::now();
+                state.up.store(record.health.is_up(), Ordering::Relaxed);
+            }
+            transition
+        };
+        if transition.is_some() {
+            self.follow_health();
+        }
+        transition
+    }
+
+    /// Brings `fails_open` and the epoch in line with the backends' health.
+    fn follow_health(&self) {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let below = self.config.health.as_ref().map_or(0, |rules| rules.fail_open_below);
+        let (up, total) = (self.up_count(), self.backends.len());
+        let open = health::fails_open(up, total, below);
+        let was_open = self.fails_open.swap(open, Ordering::Relaxed);
+        self.epoch.fetch_add(1, Ordering::Release);
+        let name = self.name();
+        match (was_open, open) {
+            (false, true) => {
+                tracing::warn!(
+                    "cluster {name} has {up} of {total} backends up, fewer than {below} %: all are used"
+                );
+            }
+            (true, false) => {
+                tracing::info!("cluster {name} has {up} of {total} backends up: only these are used");
+            }
+            (true, true) | (false, false) => {}
+        }
+    }
+}
+
+impl Backend {
+    /// What its probes say, without regard to fail-open.
+    pub fn is_up(&self) -> bool {
+        self.state.up.load(Ordering::Relaxed)
+    }
+
+    /// Its health for people to read. Takes a short lock.
+    pub fn status(&self) -> Status {
+        let record = self.state.record.lock().unwrap_or_else(PoisonError::into_inner);
+        Status { up: record.health.is_up(), since: record.since, last_error: record.last_error.clone() }
+    }
+
+    /// Where to connect to, on this port: at least one address.
+    ///
+    /// An address as host costs nothing. A name is looked up at most every 5 s, by one caller at a
+    /// time while the others use what was known; what was known also serves when the lookup fails.
+    /// Cancel safe; a lookup itself has no deadline.
+    pub async fn socket_addresses(&self, port: u16) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(ip) = self.bare_host().parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
+        let known = self.state.addresses.load_full();
+        if let Some(known) = &known
+            && Instant::now() < known.until
+        {
+            return Ok(known.on_port(port));
+        }
+        let _lookup = match (&known, self.state.lookup.try_lock()) {
+            (_, Ok(guard)) => guard,
+            (Some(known), Err(_)) => return Ok(known.on_port(port)),
+            (None, Err(_)) => self.state.lookup.lock().await,
+        };
+        // Another caller may have been faster while this one waited for the lock.
+        if let Some(fresh) = self.state.addresses.load_full()
+            && Instant::now() < fresh.until
+        {
+            return Ok(fresh.on_port(port));
+        }
+        match (self.look_up().await, known) {
+            (Ok(fresh), _) => Ok(fresh.on_port(port)),
+            (Err(_), Some(known)) => Ok(known.on_port(port)),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// Has the name looked up again before the next connection, since this one could not be made.
+    pub fn distrust_addresses(&self) {
+        if let Some(known) = self.state.addresses.load_full() {
+            let found = known.found.clone();
+            self.state.addresses.store(Some(Arc::new(Addresses { found, until: Instant::now() })));
+        }
+    }
+
+    async fn look_up(&self) -> io::Result<Arc<Addresses>> {
+        let mut found: Vec<IpAddr> = Vec::new();
+        for address in tokio::net::lookup_host((self.bare_host(), self.port)).await? {
+            if !found.contains(&address.ip()) {
+                found.push(address.ip());
+            }
+        }
+        if found.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no addresses"));
+        }
+        let fresh = Arc::new(Addresses { found, until: Instant::now() + ADDRESSES_LIVE });
+        self.state.addresses.store(Some(Arc::clone(&fresh)));
+        Ok(fresh)
+    }
+
+    fn bare_host(&self) -> &str {
+        let bare = self.host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        bare.unwrap_or(&self.host)
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.address)
+    }
+}
+
+impl Addresses {
+    fn on_port(&self, port: u16) -> Vec<SocketAddr> {
+        self.found.iter().map(|&ip| SocketAddr::new(ip, port)).collect()
+    }
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            up: AtomicBool::new(true),
+            record: Mutex::new(Record {
+                health: Health::default(),
+                since: SystemTime::now(),
+                last_error: None,
+            }),
+            addresses: ArcSwapOption::empty(),
+            lookup: tokio::sync::Mutex::new(()),
+        }
+    }
+}
