@@ -12,5 +12,9 @@
 pub mod config;
 pub mod error;
 pub mod http;
-pub mod proxy;
+pub mod observe;
 pub mod upstream;
+
+pub mod proxy;
+
+pub mod downstream;

@@ -75,6 +75,9 @@ pub trait Downstream: Exchange {
     /// Ready when the client went away or gave this request up.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// Announces, with the next head, that no further request will be served here.
+    fn close_after_reply(&mut self);
+
     /// Makes an incomplete response look like one: reset the stream, or close without an end.
     fn abort(&mut self);
 }

@@ -4,7 +4,10 @@ use std::{future::poll_fn, io, task::ready};
 
 use http::StatusCode;
 
-use super::{flight::Flight, relay::Patience};
+use super::{
+    flight::Flight,
+    patience::{Patience, Wait},
+};
 use crate::{
     error::Reason,
     http::{
@@ -57,9 +60,10 @@ async fn send<D: Downstream>(
     (head, body): (ResponseHead, String),
     patience: &mut Patience<'_>,
 ) {
+    let is_head = flight.head.method == http::Method::HEAD;
     let sent = async {
         down.send_head(&head)?;
-        if flight.head.method == http::Method::HEAD {
+        if is_head {
             return poll_fn(|cx| down.poll_finish(cx, None)).await;
         }
         let mut left = body.as_bytes();
@@ -72,10 +76,13 @@ async fn send<D: Downstream>(
         })
         .await
     };
-    let result: Option<io::Result<()>> = patience.within_write(flight.client.listener, &flight.view, sent).await;
-    match result {
-        Some(Ok(())) => flight.bytes_out = body.len() as u64,
-        Some(Err(_)) | None => down.abort(),
+    let limits = &flight.view.config.listeners[flight.client.listener].limits;
+    let result = patience.limit(Wait::new(Reason::WriteTimeout, limits.write_timeout), sent).await;
+    let whole = matches!(result, Ok(Ok(())));
+    if !whole {
+        down.abort();
+    } else if !is_head {
+        flight.bytes_out = body.len() as u64;
     }
 }
 

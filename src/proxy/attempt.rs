@@ -22,7 +22,7 @@ use crate::{
         message::{BodyLength, RequestHead, ResponseHead},
         transport::Transport,
     },
-    observe::metrics::BackendCells,
+    observe::BackendCells,
     upstream::{
         connect::{Connected, connect},
         pool::{Lease, Open},
@@ -257,6 +257,9 @@ async fn respond<D: Downstream, U: Respond>(
         return tunnel(flight, relay, response).await;
     }
     flight.status = Some(response.status.as_u16());
+    if flight.worker.is_draining() {
+        relay.down.close_after_reply();
+    }
     relay.down.send_head(response).map_err(|_: io::Error| Reason::ClientClosed)?;
     relay.body().await
 }

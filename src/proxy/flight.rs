@@ -10,19 +10,15 @@ use tokio::time::Instant;
 
 use super::{
     client,
-    worker::{Client, ClusterView, ListenerView, View, Worker},
+    worker::{Client, ListenerView, View, Worker},
 };
 use crate::{
-    config::LogFormat,
     error::{Blame, Reason},
     http::{
         fields::FieldId,
         message::{RequestHead, Version},
     },
-    observe::{
-        metrics::Protocol,
-        record::{Record, TlsInfo},
-    },
+    observe::{Protocol, Record, TlsInfo},
 };
 
 /// A request on its way. Dropping it, whatever the cause, counts and logs it exactly once: a
@@ -90,8 +86,9 @@ impl<'c> Flight<'c> {
         &self.view.listeners[self.client.listener]
     }
 
-    pub fn cluster_view(&self, cluster: usize) -> &ClusterView {
-        &self.view.clusters[cluster]
+    /// `body_bytes` of the listener.
+    pub fn body_limit(&self) -> Option<u64> {
+        self.view.config.listeners[self.client.listener].limits.body_bytes
     }
 
     /// The id to forward and to log: ours, or the one that a trusted peer sent.
@@ -138,7 +135,7 @@ impl<'c> Flight<'c> {
                 sni: tls.sni.as_deref(),
                 resumed: tls.resumed,
             }),
-            method: if self.unparsed { "-" } else { self.head.method.as_str() },
+            method: if self.unparsed { "" } else { self.head.method.as_str() },
             host: if self.unparsed { "" } else { &self.head.host },
             path: if self.unparsed { "" } else { self.head.path() },
             query: if self.unparsed { None } else { self.head.query() },
@@ -156,10 +153,7 @@ impl<'c> Flight<'c> {
             user_agent: self.head.fields.get(FieldId::UserAgent),
             referer: self.head.fields.get(FieldId::Referer),
         };
-        self.worker.log(|out| match config.log.format {
-            LogFormat::Json => record.write_json(out),
-            LogFormat::Text => record.write_text(out),
-        });
+        self.worker.log(&record);
     }
 }
 

@@ -14,13 +14,22 @@ use attempt::Failed;
 use flight::Flight;
 use patience::Patience;
 
-use crate::{error::Reason, http::exchange::Downstream, upstream::balance::Tried};
+use crate::{
+    error::Reason,
+    http::{exchange::Downstream, message::BodyLength},
+    upstream::balance::Tried,
+};
 
 /// Serves one request: when this returns, the client has its answer or is gone. Dropping `flight`
 /// writes the record.
 pub async fn serve<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience: &mut Patience<'_>) {
     if flight.view.config.listeners[flight.client.listener].redirect_to_https {
         return answer::redirect(flight, down, patience).await;
+    }
+    if let (BodyLength::Exact(length), Some(limit)) = (flight.head.body, flight.body_limit())
+        && length > limit
+    {
+        return answer::answer(flight, down, Reason::BodyTooLarge, patience).await;
     }
     let Some(cluster) = route(flight) else {
         return answer::answer(flight, down, Reason::NoRoute, patience).await;

@@ -38,6 +38,12 @@ impl<'d> Patience<'d> {
         Patience { deadline, waiting: None }
     }
 
+    /// Nothing is waited for.
+    pub fn rest(&mut self) {
+        self.waiting = None;
+        self.deadline.clear();
+    }
+
     /// Ready with the reason when the wait has lasted too long.
     pub fn poll(&mut self, cx: &mut Context<'_>, wait: Wait, moved: bool) -> Poll<Reason> {
         if moved || self.waiting != Some(wait.reason) {

@@ -2,7 +2,6 @@
 
 use std::{
     future::poll_fn,
-    io,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -56,7 +55,7 @@ struct Direction {
 #[derive(Debug)]
 enum Broken {
     Source(BodyError),
-    Sink(io::Error),
+    Sink,
 }
 
 /// The backend's answer did not come, or not whole.
@@ -99,6 +98,9 @@ pub trait Respond: Exchange {
         request: &RequestHead,
         head: &mut ResponseHead,
     ) -> Poll<Result<(), Failure>>;
+
+    /// Turns the connection into a tunnel, after a 101.
+    fn switch(&mut self);
 }
 
 impl Timeouts {
@@ -135,7 +137,7 @@ impl Direction {
             self.waits_for = WaitsFor::Source;
             let Poll::Ready(filled) = source.poll_fill(cx) else {
                 self.waits_for = WaitsFor::Sink;
-                ready!(sink.poll_flush(cx)).map_err(Broken::Sink)?;
+                ready!(sink.poll_flush(cx)).map_err(|_| Broken::Sink)?;
                 self.waits_for = WaitsFor::Source;
                 return Poll::Pending;
             };
@@ -143,7 +145,7 @@ impl Direction {
             match filled.map_err(Broken::Source)? {
                 Filled::Data => {
                     let last = source.ends_with_data();
-                    let count = ready!(sink.poll_send(cx, source.data(), last)).map_err(Broken::Sink)?;
+                    let count = ready!(sink.poll_send(cx, source.data(), last)).map_err(|_| Broken::Sink)?;
                     source.consume(count);
                     self.bytes += count as u64;
                     self.moved = true;
@@ -152,7 +154,7 @@ impl Direction {
                     }
                 }
                 Filled::End => {
-                    ready!(sink.poll_finish(cx, source.trailers())).map_err(Broken::Sink)?;
+                    ready!(sink.poll_finish(cx, source.trailers())).map_err(|_| Broken::Sink)?;
                     self.ended = true;
                 }
             }
@@ -242,7 +244,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
         let limit = self.upload_limit.unwrap_or(u64::MAX);
         match ready!(self.upload.poll(cx, self.down, self.up, limit)) {
             Ok(()) => Poll::Ready(Ok(())),
-            Err(Broken::Sink(_)) => {
+            Err(Broken::Sink) => {
                 self.upload_refused = true;
                 Poll::Ready(Ok(()))
             }
@@ -320,7 +322,7 @@ fn response_broken(broken: &Broken) -> Reason {
     match broken {
         Broken::Source(BodyError::Closed) => Reason::UpstreamClosed,
         Broken::Source(BodyError::Malformed | BodyError::TooLarge) => Reason::UpstreamBadResponse,
-        Broken::Sink(_) => Reason::ClientClosed,
+        Broken::Sink => Reason::ClientClosed,
     }
 }
 
@@ -336,6 +338,10 @@ impl Respond for h1::Connection {
             h1::NoResponse::Closed => Failure::Reason(Reason::UpstreamClosed),
             h1::NoResponse::Malformed => Failure::Reason(Reason::UpstreamBadResponse),
         })
+    }
+
+    fn switch(&mut self) {
+        self.become_tunnel();
     }
 }
 
@@ -355,5 +361,9 @@ impl Respond for h2::upstream::Stream {
             h2::upstream::NoResponse::Closed => Failure::Reason(Reason::UpstreamClosed),
             h2::upstream::NoResponse::Malformed => Failure::Reason(Reason::UpstreamBadResponse),
         }))
+    }
+
+    fn switch(&mut self) {
+        // Never asked for: an HTTP/2 backend sends no 101 (RFC 9113 §8.6).
     }
 }

@@ -6,20 +6,16 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Waker,
-    time::Duration,
 };
 
 use crate::{
     config::{Config, Listener},
     error::Reason,
-    http::h1::{BodyLimits, HeadLimits, RequestLimits},
-    observe::{
-        access_log::LogWriter,
-        metrics::{BackendCells, ClusterCells, ListenerCells, RouteCells, Shard},
-    },
+    http::h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
+    observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
     proxy::route::RouteTable,
     upstream::{
-        balance::{RoundRobin, Tried},
+        balance::{Balancer, Tried},
         cluster::Cluster,
         pool::Pool,
     },
@@ -34,6 +30,7 @@ pub struct Worker {
     log: RefCell<LogWriter>,
     random: RefCell<fastrand::Rng>,
     draining: Cell<bool>,
+    drain_began: tokio::sync::Notify,
     connections: RefCell<Connections>,
     pub handshakes: Cell<usize>,
 }
@@ -80,9 +77,7 @@ pub struct ClusterView {
     pub cluster: Arc<Cluster>,
     pub cells: Arc<ClusterCells>,
     pub backends: Vec<BackendView>,
-    balance: RefCell<RoundRobin>,
-    /// The health epoch that `balance` knows.
-    epoch: Cell<u64>,
+    balance: RefCell<Balancer>,
 }
 
 #[derive(Debug)]
@@ -102,6 +97,7 @@ impl Worker {
             log: RefCell::new(log),
             random: RefCell::new(fastrand::Rng::new()),
             draining: Cell::new(false),
+            drain_began: tokio::sync::Notify::new(),
             connections: RefCell::default(),
             handshakes: Cell::new(0),
         }
@@ -123,8 +119,8 @@ impl Worker {
     }
 
     /// Writes one access-log line.
-    pub fn log(&self, write: impl FnOnce(&mut Vec<u8>)) {
-        self.log.borrow_mut().line(write);
+    pub fn log(&self, record: &Record<'_>) {
+        self.log.borrow_mut().record(record);
     }
 
     /// Hands what was logged to the log's own thread.
@@ -145,9 +141,17 @@ impl Worker {
         self.draining.get()
     }
 
+    /// Waits for the beginning of a drain.
+    pub async fn drained(&self) {
+        if !self.is_draining() {
+            self.drain_began.notified().await;
+        }
+    }
+
     /// From now on connections close at the end of their exchange; idle ones close at once.
     pub fn drain(&self) {
         self.draining.set(true);
+        self.drain_began.notify_waiters();
         for waker in self.connections.borrow().wakers.iter().flatten() {
             waker.wake_by_ref();
         }
@@ -227,9 +231,7 @@ impl ListenerView {
         let listener = &config.listeners[index];
         ListenerView {
             name: listener.name.clone(),
-            routes: RouteTable::new(config.routes.iter().enumerate().filter(|(_, route)| {
-                route.listener.is_none_or(|only| only == index)
-            })),
+            routes: RouteTable::new(&config.routes, index),
             cells: shard.listener(&listener.name),
             limits: request_limits(listener),
             https_port,
@@ -241,7 +243,7 @@ impl ListenerView {
     /// The counters of a route on this listener; made when it is first used.
     pub fn route_cells(&self, config: &Config, shard: &Shard, route: Option<usize>) -> &RouteCells {
         match route {
-            None => self.unrouted.get_or_init(|| shard.route(&self.name, "none")),
+            None => self.unrouted.get_or_init(|| shard.route(&self.name, NO_ROUTE)),
             Some(index) => self.routed[index].get_or_init(|| shard.route(&self.name, &config.routes[index].name)),
         }
     }
@@ -255,54 +257,39 @@ fn request_limits(listener: &Listener) -> RequestLimits {
             uri_bytes: limits.uri_bytes,
             field_bytes: limits.field_bytes,
             fields: limits.fields,
-            ..HeadLimits::default()
+            underscores: Underscores::Drop,
         },
         body: BodyLimits {
             trailer_bytes: limits.trailer_bytes,
-            extension_bytes: limits.chunk_extension_bytes,
+            chunk_extension_bytes: limits.chunk_extension_bytes,
             fields: limits.fields,
+            underscores: Underscores::Drop,
         },
     }
 }
 
 impl ClusterView {
     fn new(cluster: &Arc<Cluster>, shard: &Shard, seed: u64) -> Self {
-        let weights: Vec<u32> = cluster.backends.iter().map(|backend| backend.weight).collect();
         ClusterView {
             cluster: cluster.clone(),
-            cells: shard.cluster(&cluster.name),
+            cells: shard.cluster(cluster.name()),
             backends: cluster
                 .backends
                 .iter()
                 .map(|backend| BackendView {
-                    cells: shard.backend(&cluster.name, &backend.address),
+                    cells: shard.backend(cluster.name(), &backend.address),
                     pool: RefCell::default(),
                     connecting: tokio::sync::Mutex::new(()),
                 })
                 .collect(),
-            balance: RefCell::new(RoundRobin::new(&weights, seed)),
-            // Differs from every epoch, so that the first pick looks at health.
-            epoch: Cell::new(u64::MAX),
+            balance: RefCell::new(Balancer::new(cluster, seed)),
         }
     }
 
     /// Chooses a backend that was not tried yet.
     pub fn pick(&self, tried: &Tried) -> Option<usize> {
-        let mut balance = self.balance.borrow_mut();
-        let epoch = self.cluster.epoch();
-        if self.epoch.replace(epoch) != epoch {
-            balance.update(|index| self.cluster.eligible(index));
-        }
-        balance.pick(tried)
+        self.balance.borrow_mut().pick(&self.cluster, tried)
     }
-}
-
-/// The deadlines of a listener that the request path asks for.
-#[derive(Clone, Copy, Debug)]
-pub struct Waits {
-    pub body_idle: Duration,
-    pub write: Duration,
-    pub tunnel: Duration,
 }
 
 /// Facts about a downstream connection that are the same for all its requests.

@@ -7,5 +7,6 @@ pub mod balance;
 pub mod cluster;
 pub mod connect;
 pub mod health;
+pub mod pool;
 pub mod probe;
 pub mod tls;

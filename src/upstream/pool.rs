@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     http::{h1, h2},
-    observe::metrics::BackendCells,
+    observe::BackendCells,
 };
 
 /// Counts a connection as open for as long as it lives.
@@ -22,7 +22,7 @@ pub struct Lease {
     pub connection: h1::Connection,
     /// It carried a request before.
     pub reused: bool,
-    open: Open,
+    _open: Open,
 }
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ struct Idle {
 
 #[derive(Debug)]
 struct Shared {
-    handle: h2::Handle,
+    handle: h2::upstream::Handle,
     used: Instant,
 }
 
@@ -59,7 +59,7 @@ impl Drop for Open {
 
 impl Lease {
     pub fn new(connection: h1::Connection, open: Open) -> Self {
-        Lease { connection, reused: false, open }
+        Lease { connection, reused: false, _open: open }
     }
 }
 
@@ -90,14 +90,14 @@ impl Pool {
     }
 
     /// A shared connection with room for one more stream.
-    pub fn shared(&mut self) -> Option<h2::Handle> {
+    pub fn shared(&mut self) -> Option<h2::upstream::Handle> {
         let found = self.shared.iter_mut().find(|shared| shared.handle.has_room())?;
         found.used = Instant::now();
         Some(found.handle.clone())
     }
 
     /// Adds a connection that requests share.
-    pub fn share(&mut self, handle: h2::Handle) {
+    pub fn share(&mut self, handle: h2::upstream::Handle) {
         self.shared.push(Shared { handle, used: Instant::now() });
     }
 

@@ -13,20 +13,28 @@ use tokio::io::AsyncWrite;
 
 use super::{
     encode,
-    framing::{BodyDecoder, Decoded},
-    head::{HeadEnd, find_head_end},
+    framing::{BodyDecoder, BodyError as FramingError, BodyLimits, Decoded},
+    head::{HeadEnd, Underscores, find_head_end},
 };
 use crate::http::{
     buffer::{ReadBuffer, WriteBuffer},
     exchange::{BodyError, Exchange, Filled},
     fields::Fields,
-    message::{RequestHead, Version},
+    message::{BodyLength, RequestHead, Version},
     transport::Transport,
 };
 
 /// Bodies and heads up to this size are copied into one write; above it they are written from
 /// where they lie.
 const COALESCED_BYTES: usize = 4 * 1024;
+
+/// For bodies that have neither trailers nor chunks.
+const NO_LIMITS: BodyLimits = BodyLimits {
+    trailer_bytes: 0,
+    chunk_extension_bytes: 0,
+    fields: 0,
+    underscores: Underscores::Drop,
+};
 
 /// How the outgoing body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +53,7 @@ pub enum HeadError {
     TooLarge,
     /// The stream ended in the middle.
     Truncated,
-    Io(io::Error),
+    Io,
 }
 
 /// What an answer has to fit: set by the request that it answers.
@@ -81,7 +89,7 @@ impl Connection {
             transport,
             input: ReadBuffer::default(),
             output: WriteBuffer::default(),
-            decoder: BodyDecoder::empty(),
+            decoder: BodyDecoder::new(BodyLength::Empty, NO_LIMITS),
             offered: 0,
             incoming_ended: true,
             framing: Framing::Exact(0),
@@ -131,7 +139,7 @@ impl Connection {
                 Ok(0) if self.input.is_empty() => return Poll::Ready(Ok(None)),
                 Ok(0) => return Poll::Ready(Err(HeadError::Truncated)),
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(HeadError::Io(error))),
+                Err(_) => return Poll::Ready(Err(HeadError::Io)),
             }
         }
     }
@@ -153,7 +161,7 @@ impl Connection {
 
     /// Turns the connection into a tunnel: both directions carry bytes until they end.
     pub fn become_tunnel(&mut self) {
-        self.decoder = BodyDecoder::until_close();
+        self.decoder = BodyDecoder::new(BodyLength::UntilClose, NO_LIMITS);
         self.offered = 0;
         self.incoming_ended = false;
         self.begin_outgoing(Framing::UntilClose);
@@ -252,10 +260,10 @@ impl Exchange for Connection {
             if self.incoming_ended {
                 return Poll::Ready(Ok(Filled::End));
             }
-            match self.decoder.decode(self.input.data())? {
-                Decoded::Data { skip, length } => {
+            match self.decoder.decode(self.input.data()).map_err(body_error)? {
+                Decoded::Data { skip, len } => {
                     self.input.consume(skip);
-                    self.offered = length;
+                    self.offered = len;
                 }
                 Decoded::End { skip } => {
                     self.input.consume(skip);
@@ -265,7 +273,7 @@ impl Exchange for Connection {
                     self.input.consume(skip);
                     let count = ready!(self.input.poll_read(&mut self.transport, cx));
                     match count {
-                        Ok(0) if self.decoder.ends_with_stream() => self.incoming_ended = true,
+                        Ok(0) if self.decoder.end_of_input().is_ok() => self.incoming_ended = true,
                         Ok(0) | Err(_) => return Poll::Ready(Err(BodyError::Closed)),
                         Ok(_) => {}
                     }
@@ -325,7 +333,10 @@ impl Exchange for Connection {
             }
             Framing::Exact(_) => {}
             Framing::Chunked if !self.outgoing_ended => {
-                encode::write_last_chunk(self.output.bytes_mut(), trailers);
+                match trailers {
+                    Some(fields) => encode::write_trailers(self.output.bytes_mut(), fields),
+                    None => self.output.bytes_mut().extend_from_slice(encode::LAST_CHUNK),
+                }
                 self.outgoing_ended = true;
             }
             Framing::Chunked => {}
@@ -347,6 +358,17 @@ impl Exchange for Connection {
             self.output.advance(count);
         }
         Pin::new(&mut self.transport).poll_flush(cx)
+    }
+}
+
+fn body_error(error: FramingError) -> BodyError {
+    match error {
+        FramingError::TrailersTooLarge | FramingError::ExtensionsTooLarge => BodyError::TooLarge,
+        FramingError::Truncated => BodyError::Closed,
+        FramingError::ChunkSize
+        | FramingError::ChunkExtension
+        | FramingError::LineEnd
+        | FramingError::Trailer => BodyError::Malformed,
     }
 }
 

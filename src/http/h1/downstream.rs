@@ -11,12 +11,13 @@ use super::{
     connection::{Connection, Framing, HeadError, ReplyTo},
     encode,
     framing::{BodyDecoder, BodyLimits},
-    request::{HeadLimits, parse_request},
+    head::HeadLimits,
+    request::{parse_request, reason_for_overflow},
 };
 use crate::{
     error::Reason,
     http::{
-        exchange::{Downstream, Exchange},
+        exchange::Downstream,
         fields::FieldId,
         message::{BodyLength, RequestHead, ResponseHead, Version},
     },
@@ -41,11 +42,11 @@ impl Connection {
     ) -> Poll<Result<(), NoRequest>> {
         let length = match ready!(self.poll_head(cx, limits.head.head_bytes)) {
             Ok(Some(length)) => length,
-            Ok(None) | Err(HeadError::Truncated | HeadError::Io(_)) => {
+            Ok(None) | Err(HeadError::Truncated | HeadError::Io) => {
                 return Poll::Ready(Err(NoRequest::Closed));
             }
             Err(HeadError::TooLarge) => {
-                return Poll::Ready(Err(NoRequest::Refused(self.too_large(limits))));
+                return Poll::Ready(Err(NoRequest::Refused(reason_for_overflow(self.input.data()))));
             }
         };
         head.clear();
@@ -57,31 +58,22 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether a head that outgrew its limit did so in its first line.
-    fn too_large(&self, limits: &RequestLimits) -> Reason {
-        let line = memchr::memchr(b'\n', self.input.data()).unwrap_or(usize::MAX);
-        if line > limits.head.uri_bytes { Reason::UriTooLong } else { Reason::HeadTooLarge }
-    }
-
-    /// The connection closes after the current answer.
-    pub fn close_after_reply(&mut self) {
-        self.reply_to.keep_alive = false;
-    }
-
     /// Whether another request may follow: everything was read and sent, and neither side asked
     /// to close.
     pub fn may_continue(&self) -> bool {
         self.reply_to.keep_alive && self.incoming_ended()
     }
 
+    /// Expects nothing more that could be understood: the next answer is the last.
+    pub fn refuse_rest(&mut self) {
+        self.reply_to = ReplyTo { version: Version::Http11, is_head: false, keep_alive: false };
+    }
+
     fn write_head(&mut self, head: &ResponseHead) {
         let out = self.output.bytes_mut();
         encode::write_status_line(out, head.status);
-        for (id, name, value) in head.fields.iter() {
-            if !matches!(id, FieldId::ContentLength | FieldId::TransferEncoding) {
-                encode::write_field(out, name, value);
-            }
-        }
+        let framing = |id| matches!(id, FieldId::ContentLength | FieldId::TransferEncoding);
+        encode::write_fields(out, &head.fields, |id| !framing(id));
     }
 
     /// Decides how the body is delimited and writes the fields that say so.
@@ -95,7 +87,7 @@ impl Connection {
             }
             BodyLength::Empty | BodyLength::Exact(_) => {
                 if let (true, Some(length)) = (bodiless, head.fields.get(FieldId::ContentLength)) {
-                    encode::write_field(out, b"content-length", length);
+                    encode::write_field(out, "content-length", length);
                 } else if !bodiless && head.status != StatusCode::NO_CONTENT {
                     encode::write_content_length(out, 0);
                 }
@@ -108,7 +100,7 @@ impl Connection {
                     Framing::UntilClose
                 }
                 Version::Http11 | Version::H2 => {
-                    encode::write_field(out, b"transfer-encoding", b"chunked");
+                    encode::write_transfer_encoding_chunked(out);
                     Framing::Chunked
                 }
             },
@@ -130,8 +122,8 @@ impl Downstream for Connection {
         let framing = self.write_framing(head);
         let out = self.output.bytes_mut();
         match (self.reply_to.keep_alive, self.reply_to.version) {
-            (false, _) => encode::write_field(out, b"connection", b"close"),
-            (true, Version::Http10) => encode::write_field(out, b"connection", b"keep-alive"),
+            (false, _) => encode::write_field(out, "connection", b"close"),
+            (true, Version::Http10) => encode::write_field(out, "connection", b"keep-alive"),
             (true, _) => {}
         }
         out.extend_from_slice(b"\r\n");
@@ -142,8 +134,8 @@ impl Downstream for Connection {
     fn send_switching(&mut self, head: &ResponseHead, protocol: &str) -> io::Result<()> {
         self.write_head(head);
         let out = self.output.bytes_mut();
-        encode::write_field(out, b"connection", b"upgrade");
-        encode::write_field(out, b"upgrade", protocol.as_bytes());
+        encode::write_field(out, "connection", b"upgrade");
+        encode::write_field(out, "upgrade", protocol.as_bytes());
         out.extend_from_slice(b"\r\n");
         self.reply_to.keep_alive = false;
         self.become_tunnel();
@@ -152,6 +144,10 @@ impl Downstream for Connection {
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.incoming_ended() { self.poll_closed(cx) } else { Poll::Pending }
+    }
+
+    fn close_after_reply(&mut self) {
+        self.reply_to.keep_alive = false;
     }
 
     fn abort(&mut self) {

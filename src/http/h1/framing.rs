@@ -194,6 +194,11 @@ impl BodyDecoder {
         }
     }
 
+    /// Payload bytes left, where the length was announced.
+    pub fn left(&self) -> Option<u64> {
+        if let State::Counted(left) = self.state { Some(left) } else { None }
+    }
+
     /// Whether the message is complete and its connection stands at the next one.
     pub fn is_done(&self) -> bool {
         matches!(self.state, State::Done | State::Counted(0))

@@ -8,7 +8,7 @@ use super::{
     connection::{Connection, Framing, HeadError},
     encode,
     framing::{BodyDecoder, BodyLimits},
-    request::HeadLimits,
+    head::{HeadLimits, Underscores},
     response::parse_response,
 };
 use crate::http::message::{BodyLength, ResponseHead};
@@ -25,20 +25,28 @@ pub enum NoResponse {
 }
 
 /// Bounds on what a backend sends, so that a broken one costs no memory.
-const RESPONSE_LIMITS: HeadLimits = HeadLimits::for_responses(64 * 1024);
+const RESPONSE_LIMITS: HeadLimits = HeadLimits {
+    head_bytes: 64 * 1024,
+    uri_bytes: 0,
+    field_bytes: 64 * 1024,
+    fields: 256,
+    underscores: Underscores::Keep,
+};
+const RESPONSE_BODY_LIMITS: BodyLimits =
+    BodyLimits { trailer_bytes: 64 * 1024, chunk_extension_bytes: 16 * 1024, fields: 256, underscores: Underscores::Keep };
 
 impl Connection {
-    /// Starts a request: its first line and fields go to the output, written by `fields`.
+    /// Starts a request: its first line goes to the output, then what `fields` writes, then framing.
     pub fn send_request(
         &mut self,
         method: &Method,
         target: &str,
         body: BodyLength,
-        fields: impl FnOnce(&mut dyn FnMut(&[u8], &[u8])),
+        fields: impl FnOnce(&mut Vec<u8>),
     ) {
         let out = self.output.bytes_mut();
         encode::write_request_line(out, method, target);
-        fields(&mut |name, value| encode::write_field(out, name, value));
+        fields(out);
         let framing = match body {
             BodyLength::Empty | BodyLength::UntilClose => Framing::Exact(0),
             BodyLength::Exact(length) => {
@@ -46,7 +54,7 @@ impl Connection {
                 Framing::Exact(length)
             }
             BodyLength::Streamed => {
-                encode::write_field(out, b"transfer-encoding", b"chunked");
+                encode::write_transfer_encoding_chunked(out);
                 Framing::Chunked
             }
         };
@@ -66,16 +74,16 @@ impl Connection {
             Ok(None) => return Poll::Ready(Err(NoResponse::ClosedBeforeFirstByte)),
             Err(HeadError::TooLarge) => return Poll::Ready(Err(NoResponse::Malformed)),
             Err(HeadError::Truncated) => return Poll::Ready(Err(NoResponse::Closed)),
-            Err(HeadError::Io(_)) if self.input.is_empty() => {
+            Err(HeadError::Io) if self.input.is_empty() => {
                 return Poll::Ready(Err(NoResponse::ClosedBeforeFirstByte));
             }
-            Err(HeadError::Io(_)) => return Poll::Ready(Err(NoResponse::Closed)),
+            Err(HeadError::Io) => return Poll::Ready(Err(NoResponse::Closed)),
         };
         head.clear();
         if parse_response(&self.input.data()[..length], &RESPONSE_LIMITS, method, head).is_err() {
             return Poll::Ready(Err(NoResponse::Malformed));
         }
-        self.begin_incoming(length, BodyDecoder::new(head.body, BodyLimits::for_responses()));
+        self.begin_incoming(length, BodyDecoder::new(head.body, RESPONSE_BODY_LIMITS));
         Poll::Ready(Ok(()))
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     error::Reason,
     http::{
         fields::{FieldId, Fields},
-        h1::request::HeadLimits,
+        h1::{HeadLimits, head::Underscores},
         message::{BodyLength, RequestHead, ResponseHead, Version},
         target,
     },
@@ -37,8 +37,6 @@ pub fn read_request<B>(
         (false, Some(length)) => BodyLength::Exact(length),
         (false, None) => BodyLength::Streamed,
     };
-    head.expects_continue =
-        head.fields.get(FieldId::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
     Ok(())
 }
 
@@ -60,12 +58,12 @@ fn read_target(
         return Err(Reason::BadRequest);
     }
     let authority = authority.or(host).ok_or(Reason::BadRequest)?;
-    target::set_authority(authority, head)?;
+    target::parse_authority(authority, head)?;
     let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     if path.len() > limits.uri_bytes {
         return Err(Reason::UriTooLong);
     }
-    target::set_target(path.as_bytes(), head)
+    target::parse_path(path.as_bytes(), head)
 }
 
 /// Copies the fields; those that HTTP/2 forbids were refused by the h2 crate already.
@@ -80,12 +78,34 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
         if size > limits.field_bytes || bytes > limits.head_bytes {
             return Err(Reason::HeadTooLarge);
         }
-        if *name == http::header::HOST || limits.drops(name.as_str().as_bytes()) {
-            continue;
+        if passes(name.as_str().as_bytes(), value.as_bytes(), limits, head)? {
+            head.fields.push(name.as_str().as_bytes(), value.as_bytes());
         }
-        head.fields.push(name.as_str().as_bytes(), value.as_bytes());
     }
     Ok(())
+}
+
+/// Whether a field goes on; notes what a known one says. The same rules as for HTTP/1.
+fn passes(
+    name: &[u8],
+    value: &[u8],
+    limits: &HeadLimits,
+    head: &mut RequestHead,
+) -> Result<bool, Reason> {
+    match FieldId::of(name) {
+        FieldId::Expect if value.eq_ignore_ascii_case(b"100-continue") => head.expects_continue = true,
+        FieldId::Expect => return Err(Reason::BadRequest),
+        FieldId::Host
+        | FieldId::KeepAlive
+        | FieldId::Proxy
+        | FieldId::ProxyConnection
+        | FieldId::Http2Settings
+        | FieldId::Upgrade => {}
+        FieldId::Te => return Ok(value.eq_ignore_ascii_case(b"trailers")),
+        FieldId::Other => return Ok(limits.underscores == Underscores::Keep || !name.contains(&b'_')),
+        _ => return Ok(true),
+    }
+    Ok(false)
 }
 
 /// The one length that the fields announce.

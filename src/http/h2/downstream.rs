@@ -2,11 +2,14 @@
 
 use std::{
     io,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use h2::{Reason as Code, RecvStream, server::SendResponse};
+use h2::{
+    Reason as Code, RecvStream,
+    server::{self, SendResponse},
+};
 
 use super::{
     convert,
@@ -15,8 +18,80 @@ use super::{
 use crate::http::{
     exchange::{BodyError, Downstream, Exchange, Filled},
     fields::Fields,
-    message::{BodyLength, ResponseHead},
+    h1::HeadLimits,
+    message::{BodyLength, RequestHead, ResponseHead},
+    transport::Transport,
 };
+use crate::error::Reason;
+
+/// Bounds of one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub streams: u32,
+    pub stream_window: u32,
+    pub connection_window: u32,
+    /// Response bytes that may wait in a stream's buffer.
+    pub send_buffer: usize,
+    pub head: HeadLimits,
+    /// Resets that a client may provoke over the connection's life.
+    pub local_resets: usize,
+}
+
+/// A connection: streams come out of `poll_accept`, and everything is sent while it is polled.
+#[derive(Debug)]
+pub struct Connection {
+    inner: server::Connection<Transport, Bytes>,
+    head: HeadLimits,
+}
+
+/// A stream that has a request head, or the reason to refuse it.
+#[derive(Debug)]
+pub struct Accepted {
+    pub head: Box<RequestHead>,
+    pub stream: Stream,
+    pub verdict: Result<(), Reason>,
+}
+
+impl Connection {
+    /// Waits for the client's preface and exchanges settings.
+    pub async fn handshake(transport: Transport, settings: &Settings) -> io::Result<Self> {
+        let inner = server::Builder::new()
+            .max_concurrent_streams(settings.streams)
+            .initial_window_size(settings.stream_window)
+            .initial_connection_window_size(settings.connection_window)
+            .max_send_buffer_size(settings.send_buffer)
+            .max_header_list_size(u32::try_from(settings.head.head_bytes).unwrap_or(u32::MAX))
+            .max_local_error_reset_streams(Some(settings.local_resets))
+            .handshake(transport)
+            .await
+            .map_err(io_error)?;
+        Ok(Connection { inner, head: settings.head })
+    }
+
+    /// The next stream, or `None` when the connection is over; sends whatever its streams have to
+    /// send meanwhile.
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
+        match ready!(self.inner.poll_accept(cx)) {
+            Some(Ok((request, respond))) => {
+                let mut head = Box::<RequestHead>::default();
+                let ended = request.body().is_end_stream();
+                let verdict = convert::read_request(&request, ended, &self.head, &mut head);
+                let stream = Stream::new(request.into_body(), respond);
+                Poll::Ready(Some(Accepted { head, stream, verdict }))
+            }
+            Some(Err(error)) => {
+                tracing::debug!("an HTTP/2 connection ended: {error}");
+                Poll::Ready(None)
+            }
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// Takes no more streams and ends with the last one (RFC 9113 §6.8).
+    pub fn drain(&mut self) {
+        self.inner.graceful_shutdown();
+    }
+}
 
 #[derive(Debug)]
 pub struct Stream {
@@ -28,11 +103,6 @@ pub struct Stream {
 impl Stream {
     pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
         Stream { incoming: Incoming::new(body), respond, outgoing: None }
-    }
-
-    /// Resets the stream with the code that says why the request was refused before it was read.
-    pub fn refuse(&mut self, code: Code) {
-        self.respond.send_reset(code);
     }
 
     /// After the answer: tells a client that is still sending to stop, without an error
@@ -105,6 +175,10 @@ impl Downstream for Stream {
             Some(outgoing) => outgoing.poll_reset(cx),
             None => self.respond.poll_reset(cx).map(|_| ()),
         }
+    }
+
+    fn close_after_reply(&mut self) {
+        // GOAWAY says it for the whole connection.
     }
 
     fn abort(&mut self) {

@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -44,6 +45,8 @@ pub enum NoResponse {
 #[derive(Clone, Debug)]
 pub struct Handle {
     sender: SendRequest<Bytes>,
+    /// One clone for each open stream.
+    streams: Rc<()>,
 }
 
 /// Starts HTTP/2 on a stream to a backend.
@@ -65,18 +68,23 @@ pub async fn handshake(transport: Transport) -> io::Result<(Handle, impl Future<
             tracing::debug!("a connection to a backend ended: {error}");
         }
     };
-    Ok((Handle { sender }, drive))
+    Ok((Handle { sender, streams: Rc::new(()) }, drive))
 }
 
 impl Handle {
     /// Whether the connection lives and has room for another stream.
     pub fn has_room(&self) -> bool {
-        self.sender.num_active_streams() < self.sender.current_max_send_streams()
+        self.streams() < self.sender.current_max_send_streams()
     }
 
     /// Whether a stream is open on it.
     pub fn is_busy(&self) -> bool {
-        self.sender.num_active_streams() > 0
+        self.streams() > 0
+    }
+
+    fn streams(&self) -> usize {
+        // The pool's own handle is not a stream.
+        Rc::strong_count(&self.streams) - 1
     }
 
     /// Whether the connection takes streams, now or later.
@@ -98,7 +106,12 @@ impl Handle {
         *request.version_mut() = http::Version::HTTP_2;
         *request.headers_mut() = head.fields;
         let (response, stream) = self.sender.send_request(request, ended).map_err(io_error)?;
-        Ok(Stream { response: Some(response), incoming: None, outgoing: Outgoing::new(stream, ended) })
+        Ok(Stream {
+            response: Some(response),
+            incoming: None,
+            outgoing: Outgoing::new(stream, ended),
+            _counted: self.streams.clone(),
+        })
     }
 }
 
@@ -116,6 +129,7 @@ pub struct Stream {
     response: Option<ResponseFuture>,
     incoming: Option<Incoming>,
     outgoing: Outgoing,
+    _counted: Rc<()>,
 }
 
 impl Stream {

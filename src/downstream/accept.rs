@@ -1,0 +1,68 @@
+//! The accept loop of one listener on one worker: it ends with a drain and with nothing else.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use super::{admission::Admission, connection};
+use crate::{
+    error::Reason,
+    observe::Throttle,
+    proxy::worker::{Worker, reject},
+};
+
+/// After an error that has no cause in the connection itself, such as no free file descriptor.
+const PAUSE: Duration = Duration::from_millis(50);
+const COMPLAINTS: Duration = Duration::from_secs(1);
+
+/// What a listener's connections need beside the worker.
+#[expect(missing_debug_implementations, reason = "rustls' acceptor has none")]
+pub struct Door {
+    /// Index into the configuration's listeners.
+    pub listener: usize,
+    pub socket: TcpListener,
+    pub tls: Option<TlsAcceptor>,
+    pub admission: Arc<Admission>,
+}
+
+/// Accepts until the worker drains; what the kernel has queued by then is still served.
+pub async fn run(worker: Rc<Worker>, door: Door) {
+    let mut complaints = Throttle::new(COMPLAINTS);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = door.socket.accept() => accepted,
+            () = worker.drained() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => open(&worker, &door, stream, peer),
+            Err(error) if is_the_connections_own(&error) => {}
+            Err(error) => {
+                if let Some(suppressed) = complaints.admit(std::time::Instant::now()) {
+                    let name = worker.view().listeners[door.listener].name.clone();
+                    tracing::warn!(
+                        "accepting on listener {name} failed: {error} ({suppressed} more of these not shown)"
+                    );
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Errors that the peer caused before its connection was accepted (accept(2)).
+fn is_the_connections_own(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+fn open(worker: &Rc<Worker>, door: &Door, stream: TcpStream, peer: SocketAddr) {
+    let Some(admitted) = door.admission.admit(peer.ip()) else {
+        return reject(worker, door.listener, Reason::ConnectionLimit);
+    };
+    let arrival = connection::Arrival { listener: door.listener, stream, peer, admitted };
+    tokio::task::spawn_local(connection::serve(worker.clone(), arrival, door.tls.clone()));
+}

@@ -1,0 +1,103 @@
+//! Requests off an HTTP/2 connection, many at a time, all in the connection's own task.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use futures_util::{Stream as _, stream::FuturesUnordered};
+use tokio::time::Instant;
+
+use crate::{
+    error::Reason,
+    http::{
+        deadline::Deadline,
+        h2::downstream::{Accepted, Connection, Settings},
+        transport::Transport,
+    },
+    proxy::{
+        self,
+        flight::Flight,
+        patience::{Patience, Wait},
+        worker::{Client, Worker},
+    },
+};
+
+/// Serves the connection until it ends; streams that are still open then are on record as given up
+/// by the client.
+pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
+    let view = worker.view();
+    let limits = &view.config.listeners[client.listener].limits;
+    let settings = Settings {
+        streams: limits.h2_streams,
+        stream_window: limits.h2_stream_window,
+        connection_window: limits.h2_connection_window,
+        send_buffer: limits.h2_send_buffer,
+        head: view.listeners[client.listener].limits.head,
+        local_resets: limits.h2_local_resets,
+    };
+    let mut deadline = Deadline::default();
+    let mut patience = Patience::new(&mut deadline);
+    let preface = Wait::new(Reason::RequestTimeout, limits.handshake_timeout);
+    let connection = patience.limit(preface, Connection::handshake(transport, &settings)).await;
+    let Ok(Ok(mut connection)) = connection else { return };
+    let idle = Wait::new(Reason::ClientClosed, limits.idle_timeout);
+    let last_words = Wait::new(Reason::WriteTimeout, limits.write_timeout);
+    let mut streams = FuturesUnordered::new();
+    let mut draining = false;
+    poll_fn(|cx| {
+        if worker.is_draining() && !draining {
+            draining = true;
+            connection.drain();
+        }
+        loop {
+            let mut moved = false;
+            while let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                let Some(accepted) = accepted else { return Poll::Ready(()) };
+                streams.push(one_request(worker, client, accepted));
+                moved = true;
+            }
+            moved |= run(&mut streams, cx);
+            if !moved {
+                break;
+            }
+        }
+        if !streams.is_empty() {
+            patience.rest();
+            return Poll::Pending;
+        }
+        if !draining && patience.poll(cx, idle, false).is_ready() {
+            draining = true;
+            connection.drain();
+        }
+        // A client that does not even take the GOAWAY is cut off.
+        if draining { patience.poll(cx, last_words, false).map(|_| ()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// Polls the streams that can go on; whether any of them ended.
+fn run<F: Future<Output = ()>>(streams: &mut FuturesUnordered<F>, cx: &mut Context<'_>) -> bool {
+    let mut ended = false;
+    while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {
+        ended = true;
+    }
+    ended
+}
+
+async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
+    let Accepted { mut head, mut stream, verdict } = accepted;
+    let mut deadline = Deadline::default();
+    let mut patience = Patience::new(&mut deadline);
+    let mut flight = Flight::new(worker, client, &mut head, Instant::now());
+    match verdict {
+        Ok(()) => proxy::serve(&mut flight, &mut stream, &mut patience).await,
+        Err(reason) => {
+            flight.unparsed = true;
+            proxy::refuse(&mut flight, &mut stream, &mut patience, reason).await;
+        }
+    }
+    stream.release();
+}
