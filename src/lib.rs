@@ -9,12 +9,24 @@
 //!
 //! Modules in the order of their imports: each one may use those above it.
 
-pub mod config;
 pub mod error;
-pub mod http;
+
+pub mod config;
+
 pub mod observe;
+
+pub mod http;
+
 pub mod upstream;
 
 pub mod proxy;
 
 pub mod downstream;
+
+pub mod admin;
+
+pub mod app;
+
+pub mod demo;
+
+pub mod cli;
