@@ -116,7 +116,7 @@ pub(super) fn read(mut top: Table<'_>) -> File {
         drain_timeout,
         admin: admin(top.table("admin")),
         log: log(top.table("log")),
-        listeners: top.tables("listeners").into_iter().map(|table| listener(table, &limits)).collect(),
+        listeners: listeners(&mut top, &limits),
         routes: top.tables("routes").into_iter().map(route).collect(),
         clusters: top
             .named_tables("clusters")
@@ -180,6 +180,14 @@ fn access_sink(value: &DeValue<'_>) -> Result<AccessSink, Refusal> {
         Some(known) => refusal.help(format!("did you mean \"{known}\"?")),
         None => refusal.help(format!("for a file of this name, write {}", quote(&format!("./{word}")))),
     })
+}
+
+fn listeners(top: &mut Table<'_>, base: &Limits) -> Vec<WrittenListener> {
+    if top.place_of("listeners").is_none() {
+        let problem = Problem::whole_file("there is no listener");
+        top.report(problem.help("add `[[listeners]]` with an `address`, such as \"0.0.0.0:443\""));
+    }
+    top.tables("listeners").into_iter().map(|table| listener(table, base)).collect()
 }
 
 fn listener(mut table: Table<'_>, base: &Limits) -> WrittenListener {
@@ -303,4 +311,70 @@ fn cluster_tls(cluster: &mut Table<'_>) -> Option<WrittenClusterTls> {
         }
     }
     Some(tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use toml::de::DeTable;
+
+    use super::*;
+    use crate::config::reader::Reader;
+
+    const REFERENCE: &str = include_str!("../../config/reference.toml");
+
+    /// Takes the `#` from lines that hold a key.
+    fn uncommented(text: &str) -> String {
+        let line = |line: &str| {
+            let bare =
+                line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()));
+            bare.unwrap_or(line).to_owned() + "\n"
+        };
+        text.lines().map(line).collect()
+    }
+
+    /// Every key of the text under the path that the reader has for it.
+    fn shown(path: &str, value: &DeValue<'_>, keys: &mut BTreeSet<String>) {
+        match value {
+            DeValue::Table(table) => {
+                for (key, value) in table {
+                    let key = if path == "clusters." { "*" } else { key.get_ref() };
+                    let path = format!("{path}{key}");
+                    if key != "*" {
+                        keys.insert(path.clone());
+                    }
+                    shown(&format!("{path}."), value.get_ref(), keys);
+                }
+            }
+            DeValue::Array(values) => {
+                let path = path.trim_end_matches('.');
+                values.iter().for_each(|value| shown(&format!("{path}[]."), value.get_ref(), keys));
+            }
+            _ => {}
+        }
+    }
+
+    /// The limits of a listener are those of the file, shown once.
+    fn shown_once(keys: BTreeSet<String>) -> BTreeSet<String> {
+        let once = |key: String| {
+            key.strip_prefix("listeners[].limits.").map_or(key.clone(), |rest| format!("limits.{rest}"))
+        };
+        keys.into_iter().map(once).collect()
+    }
+
+    #[test]
+    fn reference_shows_every_key_that_is_read_and_no_other() {
+        let text = uncommented(REFERENCE);
+        assert!(text.lines().count() > 100 && text != REFERENCE);
+        let tree = DeTable::parse(&text).unwrap();
+        let reader = Reader::new(false);
+        read(reader.top(tree.get_ref()));
+        let asked = shown_once(reader.asked());
+        let problems = reader.into_problems();
+        assert!(problems.is_empty(), "{problems:#?}");
+        let mut keys = BTreeSet::new();
+        shown("", &DeValue::Table(tree.into_inner()), &mut keys);
+        assert_eq!(shown_once(keys), asked);
+    }
 }

@@ -171,8 +171,12 @@ impl<'t> Table<'t> {
         if let DeValue::Array(values) = value.get_ref() {
             return Some(values.iter().collect());
         }
-        let refusal = Refusal::new("a list").help("write the value in brackets: [ … ]");
-        self.reader.refuse(key, value, refusal);
+        let help = if value.get_ref().is_table() {
+            format!("write `[[{key}]]`, once for each")
+        } else {
+            "write the value in brackets: [ … ]".to_owned()
+        };
+        self.reader.refuse(key, value, Refusal::new("a list").help(help));
         Some(Vec::new())
     }
 

@@ -102,9 +102,6 @@ fn check_duplicates(matches: &[Option<Match<'_>>], problems: &mut Vec<Problem>) 
 }
 
 fn check_reach(matches: &[Option<Match<'_>>], listeners: &[WrittenListener], problems: &mut Vec<Problem>) {
-    let redirects = |listener: &WrittenListener| {
-        listener.redirect_to_https.as_ref().is_some_and(|redirect| redirect.value)
-    };
     let only_redirects = !listeners.is_empty() && listeners.iter().all(redirects);
     for found in matches.iter().flatten() {
         let is_unreachable = found.listener.map_or(only_redirects, |index| redirects(&listeners[index]));
@@ -117,8 +114,18 @@ fn check_reach(matches: &[Option<Match<'_>>], listeners: &[WrittenListener], pro
     }
 }
 
+fn redirects(listener: &WrittenListener) -> bool {
+    listener.redirect_to_https.as_ref().is_some_and(|redirect| redirect.value)
+}
+
 /// Warns of clusters without a route and of a file without any.
 fn check_gaps(file: &File, used: &[Option<usize>], problems: &mut Vec<Problem>) {
+    let serving = file.listeners.iter().find(|listener| !redirects(listener));
+    if let Some(listener) = serving.filter(|_| file.routes.is_empty()) {
+        let problem =
+            Problem::warning(listener.span.clone(), "no route leads from this listener to a cluster");
+        problems.push(problem.help("add `[[routes]]`; until then every answer is 404 with reason no_route"));
+    }
     for (index, cluster) in file.clusters.iter().enumerate() {
         // A route whose cluster has a problem may mean this one.
         if used.iter().all(|used| used.is_some_and(|used| used != index)) {

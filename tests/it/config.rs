@@ -160,3 +160,113 @@ admin on http://127.0.0.1:9090
     let summary = config.summary().replace(&folder.path().display().to_string(), "DIR");
     assert_eq!(summary, expected);
 }
+
+/// What the reference must set because there is no default, and nothing else.
+const REQUIRED: &str = r#"
+    [admin]
+    address = "127.0.0.1:9090"
+    [[listeners]]
+    address = "0.0.0.0:443"
+    tls.certificates = [{ chain = "certs/site.crt", key = "certs/site.key" }]
+    [[routes]]
+    cluster = "web"
+    [clusters.web]
+    backends = ["10.0.0.11:8080", "10.0.0.12:8080"]
+    tls = true
+    health.protocol = "http"
+"#;
+
+#[test]
+fn reference_shows_the_defaults_that_are_used() {
+    let folder = folder();
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/reference.toml");
+    let reference = fs::read_to_string(reference).unwrap();
+    let config = |text: &str| {
+        let (config, diagnostics) = config::parse("reference.toml", text, folder.path()).unwrap();
+        assert!(diagnostics.is_empty(), "{diagnostics}");
+        format!("{config:#?}")
+    };
+    let differing = difference("the defaults", &config(REQUIRED), &config(&reference));
+    assert!(differing.is_empty(), "{differing}");
+
+    let without_default: Vec<&str> = reference
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.split_once(" = "))
+        .map(|(key, _)| key)
+        .filter(|key| !key.starts_with(' '))
+        .collect();
+    let expected = [
+        "workers",
+        "user",
+        "group",
+        "connections",
+        "name",
+        "trusted_proxies",
+        "limits.body_bytes",
+        "name",
+        "host",
+        "listener",
+        "server_name",
+        "host",
+        "expect_body",
+        "port",
+    ];
+    assert_eq!(without_default, expected);
+}
+
+/// The lines that differ; empty if none does.
+fn difference(what: &str, expected: &str, found: &str) -> String {
+    if expected == found {
+        return String::new();
+    }
+    let (expected, found): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
+    let differing: String = (0..expected.len().max(found.len()))
+        .filter(|index| expected.get(*index) != found.get(*index))
+        .map(|index| {
+            let line = |lines: &[&str], sign| lines.get(index).map(|line| format!("{sign} {line}\n"));
+            line(&expected, '-').unwrap_or_default() + &line(&found, '+').unwrap_or_default()
+        })
+        .collect();
+    format!("{what}: expected (-) and found (+) differ\n{differing}\n")
+}
+
+/// Compares what each file of a folder of the corpus prints with the text beside it; a file
+/// without one prints nothing. `UPDATE_EXPECTED=1` writes the texts anew, to be read before commit.
+fn compare_corpus(kind: &str, is_right: impl Fn(&Loaded) -> bool) {
+    let folder = folder();
+    let mut failures = String::new();
+    for file in files(&format!("tests/config/{kind}")) {
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        let loaded = config::parse(&name, &fs::read_to_string(&file).unwrap(), folder.path());
+        assert!(is_right(&loaded), "{name} is not {kind}");
+        let (Ok((_, diagnostics)) | Err(diagnostics)) = loaded;
+        let found = diagnostics.to_string().replace(&folder.path().display().to_string(), "DIR");
+        let text_file = file.with_extension("txt");
+        if std::env::var_os("UPDATE_EXPECTED").is_some() {
+            if found.is_empty() {
+                let _ = fs::remove_file(&text_file);
+            } else {
+                fs::write(&text_file, &found).unwrap();
+            }
+        }
+        let expected = fs::read_to_string(&text_file).unwrap_or_default();
+        failures.push_str(&difference(&name, &expected, &found));
+    }
+    assert!(failures.is_empty(), "{failures}");
+}
+
+#[test]
+fn invalid_files_print_what_is_written_beside_them() {
+    compare_corpus("invalid", |loaded| {
+        loaded.as_ref().is_err_and(|diagnostics| diagnostics.count(Severity::Error) > 0)
+    });
+    assert!(files("tests/config/invalid").len() >= 45);
+}
+
+#[test]
+fn valid_files_print_at_most_warnings() {
+    compare_corpus("valid", |loaded| {
+        loaded.as_ref().is_ok_and(|(_, diagnostics)| diagnostics.count(Severity::Error) == 0)
+    });
+    assert!(files("tests/config/valid").len() >= 20);
+}
