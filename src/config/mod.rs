@@ -3,7 +3,51 @@
 //! `file.rs` is what was written, `resolve.rs` turns it into the types below, which can't be
 //! wrong; every problem found on the way is a `diagnostics::Problem` with its place in the file.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+mod diagnostics;
+mod file;
+mod health;
+mod limits;
+mod listeners;
+mod pem;
+mod reader;
+mod resolve;
+mod routes;
+mod suggest;
+mod summary;
+mod syntax;
+mod values;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+pub use self::diagnostics::{Diagnostics, Problem, Severity, Span};
+
+/// Reads a configuration file and the files it names.
+///
+/// Returns the configuration with its warnings, or every problem if one of them is an error.
+pub fn load(path: &Path) -> Result<(Config, Diagnostics), Diagnostics> {
+    let name = path.display().to_string();
+    let whole_file = |message: String| Diagnostics::new(&name, "", vec![Problem::whole_file(message)]);
+    let bytes = std::fs::read(path)
+        .map_err(|error| whole_file(format!("the file can't be read: {}", pem::system_text(&error))))?;
+    let text = String::from_utf8(bytes).map_err(|error| syntax::not_utf8(&name, error.as_bytes()))?;
+    parse(&name, &text, path.parent().unwrap_or(Path::new("")))
+}
+
+/// Reads a configuration from `text`; `name` stands in messages, relative paths start at `base`.
+pub fn parse(name: &str, text: &str, base: &Path) -> Result<(Config, Diagnostics), Diagnostics> {
+    let (written, mut problems) = syntax::read(text);
+    let config = written.and_then(|file| resolve::resolve(file, base, &mut problems));
+    let diagnostics = Diagnostics::new(name, text, problems).check()?;
+    match config {
+        Some(config) => Ok((config, diagnostics)),
+        None => Err(diagnostics),
+    }
+}
 
 /// A whole configuration, resolved: names looked up, files read, defaults filled in.
 #[derive(Debug)]

@@ -1,0 +1,380 @@
+//! The configuration as written: defaults filled in, every value sound by itself, names not yet
+//! looked up and files not yet read.
+//!
+//! An `Option` that isn't optional in the file is `None` where its problem has been reported.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+use toml::{Spanned, de::DeValue};
+
+use super::{
+    AccessSink, Backend, HostMatch, Limits, LogFormat, Policy, Protocol, TlsVersion,
+    diagnostics::{Problem, Span, quote},
+    health::{self, WrittenHealth},
+    limits,
+    reader::{At, Switch, Table},
+    suggest::nearest,
+    values::{
+        Refusal, backend_address, boolean, choice, duration, file, host, host_match, name, network, number,
+        path_prefix, socket_address, text, weight,
+    },
+};
+
+#[derive(Debug)]
+pub(super) struct File {
+    pub(super) workers: Option<usize>,
+    pub(super) user: Option<String>,
+    pub(super) group: Option<String>,
+    pub(super) trusted_proxies: Vec<IpNet>,
+    pub(super) drain_timeout: Duration,
+    pub(super) admin: Option<At<SocketAddr>>,
+    pub(super) log: WrittenLog,
+    pub(super) listeners: Vec<WrittenListener>,
+    pub(super) routes: Vec<WrittenRoute>,
+    pub(super) clusters: Vec<WrittenCluster>,
+}
+
+#[derive(Debug)]
+pub(super) struct WrittenLog {
+    pub(super) access: Option<At<AccessSink>>,
+    pub(super) format: LogFormat,
+    pub(super) level: tracing::Level,
+}
+
+#[derive(Debug)]
+pub(super) struct WrittenListener {
+    pub(super) span: Span,
+    pub(super) name: Option<At<String>>,
+    pub(super) address: Option<At<SocketAddr>>,
+    pub(super) tls: Option<WrittenTls>,
+    pub(super) redirect_to_https: Option<At<bool>>,
+    pub(super) limits: Limits,
+    pub(super) trusted_proxies: Option<Vec<IpNet>>,
+}
+
+#[derive(Debug)]
+pub(super) struct WrittenTls {
+    pub(super) certificates: Vec<CertificateFiles>,
+    pub(super) minimum_version: TlsVersion,
+    pub(super) strict_sni: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct CertificateFiles {
+    pub(super) chain: At<PathBuf>,
+    pub(super) key: At<PathBuf>,
+}
+
+#[derive(Debug)]
+pub(super) struct WrittenRoute {
+    pub(super) span: Span,
+    pub(super) name: Option<At<String>>,
+    pub(super) host: Option<At<HostMatch>>,
+    pub(super) path: Option<At<String>>,
+    pub(super) listener: Option<At<String>>,
+    pub(super) cluster: Option<At<String>>,
+    /// Its match could not be read, so it can't be compared with others.
+    pub(super) is_broken: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct WrittenCluster {
+    pub(super) name: At<String>,
+    pub(super) backends: Vec<At<Backend>>,
+    pub(super) policy: Policy,
+    pub(super) protocol: Protocol,
+    pub(super) tls: Option<WrittenClusterTls>,
+    pub(super) health: WrittenHealth,
+    pub(super) connect_timeout: Duration,
+    pub(super) response_timeout: Duration,
+    pub(super) response_idle_timeout: Duration,
+    pub(super) idle_timeout: Duration,
+    pub(super) idle_connections: usize,
+    pub(super) retries: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct WrittenClusterTls {
+    /// `None`: the system's.
+    pub(super) ca: Option<At<PathBuf>>,
+    pub(super) server_name: Option<String>,
+    pub(super) verify: bool,
+}
+
+/// Reads the whole file; problems go to the reader of `top`.
+pub(super) fn read(mut top: Table<'_>) -> File {
+    let mut limits_table = top.table("limits");
+    let limits = limits::read(&mut limits_table, &Limits::default());
+    let drain_timeout = At::or(limits_table.optional("drain_timeout", duration), Duration::from_secs(30));
+    limits_table.finish();
+    let file = File {
+        workers: top.optional("workers", number(1..=1024)).map(|at| at.value),
+        user: top.optional("user", text).map(|at| at.value),
+        group: top.optional("group", text).map(|at| at.value),
+        trusted_proxies: networks(&mut top).unwrap_or_default(),
+        drain_timeout,
+        admin: admin(top.table("admin")),
+        log: log(top.table("log")),
+        listeners: listeners(&mut top, &limits),
+        routes: top.tables("routes").into_iter().map(route).collect(),
+        clusters: top
+            .named_tables("clusters")
+            .into_iter()
+            .map(|(name, table)| cluster(name, table))
+            .collect(),
+    };
+    top.finish();
+    file
+}
+
+fn networks(table: &mut Table<'_>) -> Option<Vec<IpNet>> {
+    let networks = table.list("trusted_proxies", network)?;
+    Some(networks.into_iter().map(|at| at.value).collect())
+}
+
+fn admin(mut table: Table<'_>) -> Option<At<SocketAddr>> {
+    if !table.is_written() {
+        return None;
+    }
+    let address = table.required("address", "\"127.0.0.1:9090\"", socket_address);
+    table.finish();
+    address
+}
+
+fn log(mut table: Table<'_>) -> WrittenLog {
+    let levels = [
+        ("error", tracing::Level::ERROR),
+        ("warn", tracing::Level::WARN),
+        ("info", tracing::Level::INFO),
+        ("debug", tracing::Level::DEBUG),
+        ("trace", tracing::Level::TRACE),
+    ];
+    let formats = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+    let log = WrittenLog {
+        access: table.optional("access", access_sink),
+        format: At::or(table.optional("format", choice(&formats)), LogFormat::Json),
+        level: At::or(table.optional("level", choice(&levels)), tracing::Level::INFO),
+    };
+    table.finish();
+    log
+}
+
+/// A word for a stream, or a file; so that a misspelt word doesn't become a file, the path of a
+/// file must look like one.
+fn access_sink(value: &DeValue<'_>) -> Result<AccessSink, Refusal> {
+    let expected = "\"stdout\", \"stderr\", \"off\" or the path of a file";
+    let written = file(value).map_err(|refusal| Refusal { expected: expected.to_owned(), ..refusal })?;
+    let word = written.to_string_lossy();
+    match word.as_ref() {
+        "stdout" => return Ok(AccessSink::Stdout),
+        "stderr" => return Ok(AccessSink::Stderr),
+        "off" => return Ok(AccessSink::Off),
+        _ => {}
+    }
+    if word.contains(['/', '.']) {
+        return Ok(AccessSink::File(written));
+    }
+    let refusal = Refusal::new(expected);
+    Err(match nearest(&word, ["stdout", "stderr", "off"]) {
+        Some(known) => refusal.help(format!("did you mean \"{known}\"?")),
+        None => refusal.help(format!("for a file of this name, write {}", quote(&format!("./{word}")))),
+    })
+}
+
+fn listeners(top: &mut Table<'_>, base: &Limits) -> Vec<WrittenListener> {
+    if top.place_of("listeners").is_none() {
+        let problem = Problem::whole_file("there is no listener");
+        top.report(problem.help("add `[[listeners]]` with an `address`, such as \"0.0.0.0:443\""));
+    }
+    top.tables("listeners").into_iter().map(|table| listener(table, base)).collect()
+}
+
+fn listener(mut table: Table<'_>, base: &Limits) -> WrittenListener {
+    let listener = WrittenListener {
+        span: table.span.clone(),
+        name: table.optional("name", name),
+        address: table.required("address", "\"0.0.0.0:443\"", socket_address),
+        tls: listener_tls(table.table("tls")),
+        redirect_to_https: table.optional("redirect_to_https", boolean),
+        limits: limits::read_for_listener(table.table("limits"), base),
+        trusted_proxies: networks(&mut table),
+    };
+    table.finish();
+    listener
+}
+
+fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
+    let versions = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
+    if !table.is_written() {
+        return None;
+    }
+    let elements = table.required_elements("certificates", "[{ chain = \"site.crt\", key = \"site.key\" }]");
+    let tables = elements.into_iter().filter_map(|element| table.child("certificates", element));
+    let tls = WrittenTls {
+        certificates: tables.filter_map(certificate_files).collect(),
+        minimum_version: At::or(table.optional("minimum_version", choice(&versions)), TlsVersion::Tls12),
+        strict_sni: At::or(table.optional("strict_sni", boolean), false),
+    };
+    table.finish();
+    Some(tls)
+}
+
+fn certificate_files(mut table: Table<'_>) -> Option<CertificateFiles> {
+    let chain = table.required("chain", "\"site.crt\"", file);
+    let key = table.required("key", "\"site.key\"", file);
+    table.finish();
+    Some(CertificateFiles { chain: chain?, key: key? })
+}
+
+fn route(mut table: Table<'_>) -> WrittenRoute {
+    let (host_written, path_written, listener_written) =
+        (table.place_of("host"), table.place_of("path"), table.place_of("listener"));
+    let host = table.optional("host", host_match);
+    let path = table.optional("path", path_prefix);
+    let listener = table.optional("listener", text);
+    let route = WrittenRoute {
+        span: table.span.clone(),
+        name: table.optional("name", name),
+        is_broken: host.is_some() != host_written.is_some()
+            || path.is_some() != path_written.is_some()
+            || listener.is_some() != listener_written.is_some(),
+        host,
+        path,
+        listener,
+        cluster: table.required("cluster", "\"web\"", text),
+    };
+    table.finish();
+    route
+}
+
+fn cluster(name: At<String>, mut table: Table<'_>) -> WrittenCluster {
+    let policies = [("round_robin", Policy::RoundRobin)];
+    let protocols = [("http1", Protocol::Http1), ("h2", Protocol::H2)];
+    if name.value.trim().is_empty() || name.value.chars().any(char::is_control) || name.value.len() > 400 {
+        let problem = Problem::error(name.span.clone(), "a cluster's name must be readable");
+        table.report(
+            problem.note(format!("expected a name of 1 to 100 characters, found {}", quote(&name.value))),
+        );
+    }
+    let cluster = WrittenCluster {
+        backends: backends(&mut table),
+        name,
+        policy: At::or(table.optional("policy", choice(&policies)), Policy::RoundRobin),
+        protocol: At::or(table.optional("protocol", choice(&protocols)), Protocol::Http1),
+        tls: cluster_tls(&mut table),
+        health: health::read(&mut table),
+        connect_timeout: At::or(table.optional("connect_timeout", duration), Duration::from_secs(3)),
+        response_timeout: At::or(table.optional("response_timeout", duration), Duration::from_secs(60)),
+        response_idle_timeout: At::or(
+            table.optional("response_idle_timeout", duration),
+            Duration::from_secs(300),
+        ),
+        idle_timeout: At::or(table.optional("idle_timeout", duration), Duration::from_secs(50)),
+        idle_connections: At::or(table.optional("idle_connections", number(0..=100_000)), 128),
+        retries: At::or(table.optional("retries", number(0..=10)), 2),
+    };
+    table.finish();
+    cluster
+}
+
+/// Backends that could be read; at least one, or the problem has been reported.
+fn backends(table: &mut Table<'_>) -> Vec<At<Backend>> {
+    let elements = table.required_elements("backends", "[\"10.0.0.11:8080\"]");
+    elements.into_iter().filter_map(|element| backend(table, element)).collect()
+}
+
+fn backend<'t>(cluster: &Table<'t>, element: &'t Spanned<DeValue<'t>>) -> Option<At<Backend>> {
+    if !element.get_ref().is_table() {
+        return cluster.convert("backends", element, backend_address);
+    }
+    let mut table = cluster.child("backends", element)?;
+    let address = table.required("address", "\"10.0.0.11:8080\"", backend_address);
+    let weight = table.optional("weight", weight);
+    table.finish();
+    let mut backend = address?;
+    backend.value.weight = At::or(weight, 1);
+    Some(backend)
+}
+
+fn cluster_tls(cluster: &mut Table<'_>) -> Option<WrittenClusterTls> {
+    let mut tls = WrittenClusterTls { ca: None, server_name: None, verify: true };
+    match cluster.switch("tls")? {
+        Switch::Off => return None,
+        Switch::On => {}
+        Switch::Table(mut table) => {
+            let verify = choice(&[("on", true), ("off-insecure", false)]);
+            tls.ca = table.optional("ca", file).filter(|ca| ca.value.as_os_str() != "system");
+            tls.server_name = table.optional("server_name", host).map(|at| at.value);
+            tls.verify = At::or(table.optional("verify", verify), true);
+            table.finish();
+        }
+    }
+    Some(tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use toml::de::DeTable;
+
+    use super::*;
+    use crate::config::reader::Reader;
+
+    const REFERENCE: &str = include_str!("../../config/reference.toml");
+
+    /// Takes the `#` from lines that hold a key.
+    fn uncommented(text: &str) -> String {
+        let line = |line: &str| {
+            let bare =
+                line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()));
+            bare.unwrap_or(line).to_owned() + "\n"
+        };
+        text.lines().map(line).collect()
+    }
+
+    /// Every key of the text under the path that the reader has for it.
+    fn shown(path: &str, value: &DeValue<'_>, keys: &mut BTreeSet<String>) {
+        match value {
+            DeValue::Table(table) => {
+                for (key, value) in table {
+                    let key = if path == "clusters." { "*" } else { key.get_ref() };
+                    let path = format!("{path}{key}");
+                    if key != "*" {
+                        keys.insert(path.clone());
+                    }
+                    shown(&format!("{path}."), value.get_ref(), keys);
+                }
+            }
+            DeValue::Array(values) => {
+                let path = path.trim_end_matches('.');
+                values.iter().for_each(|value| shown(&format!("{path}[]."), value.get_ref(), keys));
+            }
+            _ => {}
+        }
+    }
+
+    /// The limits of a listener are those of the file, shown once.
+    fn shown_once(keys: BTreeSet<String>) -> BTreeSet<String> {
+        let once = |key: String| {
+            key.strip_prefix("listeners[].limits.").map_or(key.clone(), |rest| format!("limits.{rest}"))
+        };
+        keys.into_iter().map(once).collect()
+    }
+
+    #[test]
+    fn reference_shows_every_key_that_is_read_and_no_other() {
+        let text = uncommented(REFERENCE);
+        assert!(text.lines().count() > 100 && text != REFERENCE);
+        let tree = DeTable::parse(&text).unwrap();
+        let reader = Reader::new(false);
+        read(reader.top(tree.get_ref()));
+        let asked = shown_once(reader.asked());
+        let problems = reader.into_problems();
+        assert!(problems.is_empty(), "{problems:#?}");
+        let mut keys = BTreeSet::new();
+        shown("", &DeValue::Table(tree.into_inner()), &mut keys);
+        assert_eq!(shown_once(keys), asked);
+    }
+}

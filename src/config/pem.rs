@@ -1,0 +1,310 @@
+//! Certificates and keys: reads PEM files and checks that what is in them can be used.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::{Ipv4Addr, Ipv6Addr},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rustls::{
+    Error, InconsistentKeys,
+    crypto::aws_lc_rs::sign::any_supported_type,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    sign::CertifiedKey,
+};
+use rustls_pemfile::Item;
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+
+use super::{
+    Certificate, TrustedCa,
+    diagnostics::{Problem, Span, quote},
+    file::CertificateFiles,
+    reader::At,
+};
+
+/// Larger files hold no certificates; a bundle of every public CA has a quarter of a mebibyte.
+const LARGEST_FILE: u64 = 4 << 20;
+
+type Checked<T> = Result<T, Box<Problem>>;
+
+/// A file of the configuration with the place where it is named.
+struct PemFile<'a> {
+    path: &'a Path,
+    span: Span,
+    bytes: Vec<u8>,
+}
+
+/// Reads a certificate with its key and checks that they fit together.
+pub(super) fn certificate(
+    files: &CertificateFiles,
+    base: &Path,
+    problems: &mut Vec<Problem>,
+) -> Option<Certificate> {
+    let (chain_file, key_file) = (base.join(&files.chain.value), base.join(&files.key.value));
+    let chain = reported(read_chain(&chain_file, &files.chain), problems);
+    let key = reported(read_key(&key_file, &files.key), problems);
+    problems.extend(check_mode(&key_file, &files.key.span));
+    let chain = chain?;
+    let facts = reported(Facts::read(&chain, &chain_file, &files.chain.span), problems);
+    problems.extend(facts.iter().flat_map(|facts| facts.doubts(&chain_file, &files.chain.span)));
+    let key = key?;
+    reported(check_match(&chain, &key, files), problems)?;
+    let Facts { names, serial, not_after, .. } = facts?;
+    Some(Certificate { chain_file, key_file, chain, key, names, serial, not_after })
+}
+
+/// Reads the certificates that a cluster's backends are verified against.
+pub(super) fn trusted_ca(ca: &At<PathBuf>, base: &Path, problems: &mut Vec<Problem>) -> Option<TrustedCa> {
+    let path = base.join(&ca.value);
+    let certificates = reported(read_chain(&path, ca), problems)?;
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in &certificates {
+        if let Err(error) = roots.add(certificate.clone()) {
+            let message = format!("{} can't be used as a certificate authority", quote_path(&path));
+            problems.push(Problem::error(ca.span.clone(), message).note(error.to_string()));
+            return None;
+        }
+    }
+    Some(TrustedCa::File(path, Arc::from(certificates)))
+}
+
+fn reported<T>(result: Checked<T>, problems: &mut Vec<Problem>) -> Option<T> {
+    result.map_err(|problem| problems.push(*problem)).ok()
+}
+
+fn read_chain(path: &Path, written: &At<PathBuf>) -> Checked<Vec<CertificateDer<'static>>> {
+    let file = PemFile::read(path, written)?;
+    let mut items = file.items()?;
+    let has_key = items.iter().any(|item| private_key(item).is_some());
+    items.retain(|item| matches!(item, Item::X509Certificate(_)));
+    let chain: Vec<_> = items
+        .into_iter()
+        .filter_map(
+            |item| if let Item::X509Certificate(certificate) = item { Some(certificate) } else { None },
+        )
+        .collect();
+    if !chain.is_empty() {
+        return Ok(chain);
+    }
+    let problem = file.problem("holds no certificate");
+    let help = if has_key {
+        "it holds a private key: are `chain` and `key` swapped?"
+    } else if file.bytes.starts_with(b"\x30\x82") {
+        "it looks like DER: convert it with `openssl x509 -inform der -in … -out …`"
+    } else {
+        "a PEM file with lines such as -----BEGIN CERTIFICATE----- is expected"
+    };
+    Err(Box::new(problem.help(help)))
+}
+
+fn read_key(path: &Path, written: &At<PathBuf>) -> Checked<PrivateKeyDer<'static>> {
+    let file = PemFile::read(path, written)?;
+    let items = file.items()?;
+    if let Some(key) = items.iter().find_map(private_key) {
+        return Ok(key);
+    }
+    let problem = file.problem("holds no private key");
+    let has = |text: &[u8]| file.bytes.windows(text.len()).any(|window| window == text);
+    let help = if has(b"BEGIN ENCRYPTED PRIVATE KEY") {
+        "it is encrypted: decrypt it with `openssl pkey -in … -out …`"
+    } else if items.is_empty() {
+        "a PEM file with lines such as -----BEGIN PRIVATE KEY----- is expected"
+    } else {
+        "it holds a certificate: are `chain` and `key` swapped?"
+    };
+    Err(Box::new(problem.help(help)))
+}
+
+fn private_key(item: &Item) -> Option<PrivateKeyDer<'static>> {
+    match item {
+        Item::Pkcs1Key(key) => Some(key.clone_key().into()),
+        Item::Pkcs8Key(key) => Some(key.clone_key().into()),
+        Item::Sec1Key(key) => Some(key.clone_key().into()),
+        _ => None,
+    }
+}
+
+impl<'a> PemFile<'a> {
+    fn read(path: &'a Path, written: &At<PathBuf>) -> Checked<Self> {
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
+        let file = Self { path, span: written.span.clone(), bytes };
+        match read {
+            Ok(length) if length as u64 > LARGEST_FILE => Err(Box::new(file.problem("is larger than 4 MiB"))),
+            Ok(_) => Ok(file),
+            Err(error) => {
+                let problem = file.problem("can't be read").note(system_text(&error));
+                let is_relative = error.kind() == io::ErrorKind::NotFound && written.value.is_relative();
+                Err(Box::new(if is_relative {
+                    problem.help("a relative path starts at the folder of the configuration file")
+                } else {
+                    problem
+                }))
+            }
+        }
+    }
+
+    fn items(&self) -> Checked<Vec<Item>> {
+        rustls_pemfile::read_all(&mut self.bytes.as_slice())
+            .collect::<Result<_, _>>()
+            .map_err(|error| Box::new(self.problem("is not a valid PEM file").note(error.to_string())))
+    }
+
+    fn problem(&self, what: &str) -> Problem {
+        Problem::error(self.span.clone(), format!("{} {what}", quote_path(self.path)))
+    }
+}
+
+/// What the operating system says, without the number that Rust puts behind it.
+pub(super) fn system_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}
+
+fn quote_path(path: &Path) -> String {
+    quote(&path.display().to_string())
+}
+
+/// Warns of a key that more than its owner may read or change.
+fn check_mode(path: &Path, span: &Span) -> Option<Problem> {
+    let mode = std::fs::metadata(path).ok()?.permissions().mode();
+    if mode & 0o066 == 0 {
+        return None;
+    }
+    let message = format!("the private key {} is open to other users", quote_path(path));
+    let problem = Problem::warning(span.clone(), message);
+    let problem = problem.note(format!("expected mode 0600, found {:04o}", mode & 0o7777));
+    Some(problem.help(format!("close it with `chmod 600 {}`", path.display())))
+}
+
+fn check_match(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+    files: &CertificateFiles,
+) -> Checked<()> {
+    let signer = any_supported_type(key).map_err(|error| {
+        let message = format!("{} holds a private key that can't be used", quote_path(&files.key.value));
+        Box::new(Problem::error(files.key.span.clone(), message).note(error.to_string()))
+    })?;
+    let verdict = |leaf: &CertificateDer<'static>| {
+        CertifiedKey::new(vec![leaf.clone()], Arc::clone(&signer)).keys_match()
+    };
+    let (leaf, rest) = chain.split_first().expect("a chain that was read is not empty");
+    match verdict(leaf) {
+        Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
+        Err(Error::InconsistentKeys(_)) => {
+            let message =
+                format!("the key doesn't match the certificate in {}", quote_path(&files.chain.value));
+            let problem = Problem::error(files.key.span.clone(), message);
+            let help = if rest.iter().any(|other| verdict(other).is_ok()) {
+                "it matches a later certificate of the file: put that one first"
+            } else {
+                "use the key that the certificate was issued for"
+            };
+            Err(Box::new(problem.help(help)))
+        }
+        Err(error) => {
+            let message = format!("the certificate in {} can't be used", quote_path(&files.chain.value));
+            Err(Box::new(Problem::error(files.chain.span.clone(), message).note(error.to_string())))
+        }
+    }
+}
+
+/// What the leaf says about itself; times are seconds since the epoch.
+struct Facts {
+    names: Vec<String>,
+    serial: String,
+    not_before: i64,
+    not_after: i64,
+}
+
+impl Facts {
+    fn read(chain: &[CertificateDer<'static>], path: &Path, span: &Span) -> Checked<Self> {
+        let leaf = chain.first().map(AsRef::as_ref).unwrap_or_default();
+        let (_, leaf) = X509Certificate::from_der(leaf).map_err(|error| {
+            let message = format!("{} holds a certificate that can't be read", quote_path(path));
+            Box::new(Problem::error(span.clone(), message).note(error.to_string()))
+        })?;
+        let alternatives = leaf.subject_alternative_name().ok().flatten();
+        let names = alternatives.iter().flat_map(|extension| &extension.value.general_names);
+        Ok(Self {
+            names: names.filter_map(alternative_name).collect(),
+            serial: leaf.raw_serial().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")),
+            not_before: leaf.validity().not_before.timestamp(),
+            not_after: leaf.validity().not_after.timestamp(),
+        })
+    }
+
+    /// What makes clients refuse the certificate.
+    fn doubts(&self, path: &Path, span: &Span) -> Vec<Problem> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let path = quote_path(path);
+        let mut doubts = Vec::new();
+        if self.not_after < now {
+            let message = format!("the certificate in {path} expired on {}", date_text(self.not_after));
+            doubts.push(Problem::warning(span.clone(), message).help("renew it; clients refuse it"));
+        }
+        if self.not_before > now {
+            let message =
+                format!("the certificate in {path} is not valid before {}", date_text(self.not_before));
+            doubts.push(Problem::warning(span.clone(), message).help("check the clock of this machine"));
+        }
+        if self.names.is_empty() {
+            let message = format!("the certificate in {path} has no subject alternative names");
+            doubts
+                .push(Problem::warning(span.clone(), message).help("issue one that has; clients refuse it"));
+        }
+        doubts
+    }
+}
+
+fn alternative_name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| Ipv4Addr::from(bytes).to_string()),
+            16 => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| Ipv6Addr::from(bytes).to_string()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The day (UTC) of a time in seconds since the epoch, as `2026-08-01`: Howard Hinnant,
+/// "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+pub(super) fn date_text(seconds: i64) -> String {
+    let days = seconds.div_euclid(86_400) + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_days_of_the_gregorian_calendar() {
+        let cases = [
+            (0, "1970-01-01"),
+            (-1, "1969-12-31"),
+            (951_782_400, "2000-02-29"),
+            (4_107_542_399, "2100-02-28"),
+            (4_107_542_400, "2100-03-01"),
+        ];
+        for (seconds, text) in cases {
+            assert_eq!(date_text(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! Takes keys out of the TOML tree; whatever nobody asked for is an unknown key.
+//!
+//! Every problem is collected with its place and reading goes on, so that all of them are
+//! reported at once.
+
+use std::{cell::RefCell, collections::BTreeSet};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    diagnostics::{Problem, Span, quote},
+    suggest::nearest,
+    values::{Refusal, describe},
+};
+
+/// A value and the place where it is written.
+#[derive(Debug, Clone)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) span: Span,
+}
+
+/// What is gathered while a file is read.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    problems: RefCell<Vec<Problem>>,
+    unknown: RefCell<Vec<Unknown>>,
+    /// Every key that was asked for, with the path of its table.
+    asked: RefCell<BTreeSet<(String, &'static str)>>,
+    /// Lines are broken: a key that isn't there may be on one of them.
+    broken: bool,
+}
+
+#[derive(Debug)]
+struct Unknown {
+    path: String,
+    key: At<String>,
+}
+
+/// One table of the file; `finish` it when all keys are taken.
+#[derive(Debug)]
+#[must_use = "an unfinished table hides its unknown keys"]
+pub(super) struct Table<'t> {
+    reader: &'t Reader,
+    /// `None`: the table isn't written.
+    entries: Option<&'t DeTable<'t>>,
+    pub(super) span: Span,
+    /// Such as `clusters.*.health` or `listeners[]`; empty for the top.
+    path: String,
+    asked: Vec<&'static str>,
+}
+
+/// A value that may be `true`, `false` or a table.
+pub(super) enum Switch<'t> {
+    Off,
+    On,
+    Table(Table<'t>),
+}
+
+impl<T> At<T> {
+    /// The value, or `default` where none is written.
+    pub(super) fn or(written: Option<Self>, default: T) -> T {
+        written.map_or(default, |at| at.value)
+    }
+}
+
+impl Reader {
+    pub(super) fn new(broken: bool) -> Self {
+        Self { broken, ..Self::default() }
+    }
+
+    pub(super) fn report(&self, problem: Problem) {
+        self.problems.borrow_mut().push(problem);
+    }
+
+    pub(super) fn top<'t>(&'t self, entries: &'t DeTable<'t>) -> Table<'t> {
+        Table { reader: self, entries: Some(entries), span: 0..0, path: String::new(), asked: Vec::new() }
+    }
+
+    /// Returns all problems, those about unknown keys among them.
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        let mut problems = self.problems.into_inner();
+        let asked = self.asked.into_inner();
+        problems.extend(self.unknown.into_inner().into_iter().map(|unknown| unknown.into_problem(&asked)));
+        problems
+    }
+
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> BTreeSet<String> {
+        self.asked.borrow().iter().map(|(path, key)| join(path, key)).collect()
+    }
+
+    fn refuse(&self, what: &str, value: &Spanned<DeValue<'_>>, refusal: Refusal) {
+        let mut problem = Problem::error(value.span(), format!("invalid value for {}", quote(what)))
+            .note(format!("expected {}, found {}", refusal.expected, describe(value.get_ref())));
+        problem.help = refusal.help;
+        self.report(problem);
+    }
+}
+
+impl Unknown {
+    fn into_problem(self, asked: &BTreeSet<(String, &'static str)>) -> Problem {
+        let key = &self.key.value;
+        let place =
+            if self.path.is_empty() { "at the top level".to_owned() } else { format!("in {}", self.path) };
+        let problem = Problem::error(self.key.span, format!("unknown key {} {place}", quote(key)));
+        let here = || asked.iter().filter(|(path, _)| *path == self.path).map(|(_, known)| *known);
+        if let Some(known) = nearest(key, here()) {
+            return problem.help(format!("did you mean \"{known}\"?"));
+        }
+        let elsewhere = asked.iter().find(|(_, known)| known == key);
+        if let Some((path, _)) = elsewhere {
+            let place = if path.is_empty() { "the top level".to_owned() } else { path.clone() };
+            return problem.help(format!("\"{key}\" is a key of {place}"));
+        }
+        problem.note(format!("expected one of {}", here().collect::<Vec<_>>().join(", ")))
+    }
+}
+
+impl<'t> Table<'t> {
+    /// Returns the value of `key` with the key's own place.
+    fn take(&mut self, key: &'static str) -> Option<(Span, &'t Spanned<DeValue<'t>>)> {
+        self.asked.push(key);
+        let (written, value) = self.entries?.iter().find(|(written, _)| written.get_ref() == key)?;
+        Some((written.span(), value))
+    }
+
+    /// Returns the place of the key if it is written, whatever its value.
+    pub(super) fn place_of(&mut self, key: &'static str) -> Option<Span> {
+        self.take(key).map(|(span, _)| span)
+    }
+
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &'static str,
+        convert: impl FnOnce(&DeValue<'_>) -> Result<T, Refusal>,
+    ) -> Option<At<T>> {
+        let (_, value) = self.take(key)?;
+        self.convert(key, value, convert)
+    }
+
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        convert: impl FnOnce(&DeValue<'_>) -> Result<T, Refusal>,
+    ) -> Option<At<T>> {
+        let Some((_, value)) = self.take(key) else {
+            self.missing(key, example);
+            return None;
+        };
+        self.convert(key, value, convert)
+    }
+
+    /// Returns the elements that could be converted; `None` if the key isn't written.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &'static str,
+        mut convert: impl FnMut(&DeValue<'_>) -> Result<T, Refusal>,
+    ) -> Option<Vec<At<T>>> {
+        let values = self.elements(key)?;
+        Some(values.iter().filter_map(|value| self.convert(key, value, &mut convert)).collect())
+    }
+
+    /// Returns the elements of a list as they stand; `None` if the key isn't written.
+    fn elements(&mut self, key: &'static str) -> Option<Vec<&'t Spanned<DeValue<'t>>>> {
+        let (_, value) = self.take(key)?;
+        if let DeValue::Array(values) = value.get_ref() {
+            return Some(values.iter().collect());
+        }
+        let help = if value.get_ref().is_table() {
+            format!("write `[[{key}]]`, once for each")
+        } else {
+            "write the value in brackets: [ … ]".to_owned()
+        };
+        self.reader.refuse(key, value, Refusal::new("a list").help(help));
+        Some(Vec::new())
+    }
+
+    /// The elements of a list that must be there and not be empty.
+    pub(super) fn required_elements(
+        &mut self,
+        key: &'static str,
+        example: &str,
+    ) -> Vec<&'t Spanned<DeValue<'t>>> {
+        match self.take(key) {
+            None => self.missing(key, example),
+            Some((_, value)) if value.get_ref().as_array().is_some_and(|list| list.is_empty()) => {
+                let problem = Problem::error(value.span(), format!("\"{key}\" is empty"));
+                self.report(problem.help(format!("write `{key} = {example}`")));
+            }
+            Some(_) => {}
+        }
+        self.elements(key).unwrap_or_default()
+    }
+
+    /// A table under `key`; one that isn't written reads as empty.
+    pub(super) fn table(&mut self, key: &'static str) -> Table<'t> {
+        let path = join(&self.path, key);
+        let (entries, span) = match self.take(key) {
+            None => (None, self.span.clone()),
+            Some((_, value)) => (self.as_table(key, value), value.span()),
+        };
+        Table { reader: self.reader, entries, span, path, asked: Vec::new() }
+    }
+
+    /// The tables of a list of tables, `[[key]]`.
+    pub(super) fn tables(&mut self, key: &'static str) -> Vec<Table<'t>> {
+        let values = self.elements(key).unwrap_or_default();
+        values.into_iter().filter_map(|value| self.child(key, value)).collect()
+    }
+
+    /// The table that is an element of the list `key`.
+    pub(super) fn child(&self, key: &str, value: &'t Spanned<DeValue<'t>>) -> Option<Table<'t>> {
+        let entries = Some(self.as_table(key, value)?);
+        let path = format!("{}[]", join(&self.path, key));
+        Some(Table { reader: self.reader, entries, span: value.span(), path, asked: Vec::new() })
+    }
+
+    /// The tables `[key.name]` with their names.
+    pub(super) fn named_tables(&mut self, key: &'static str) -> Vec<(At<String>, Table<'t>)> {
+        let Some((_, value)) = self.take(key) else { return Vec::new() };
+        let Some(entries) = self.as_table(key, value) else { return Vec::new() };
+        let path = format!("{}.*", join(&self.path, key));
+        let mut tables = Vec::new();
+        for (name, value) in entries {
+            let name = At { value: name.get_ref().to_string(), span: name.span() };
+            if let Some(entries) = self.as_table(&format!("{key}.{}", name.value), value) {
+                let span = value.span();
+                let entries = Some(entries);
+                tables.push((
+                    name,
+                    Table { reader: self.reader, entries, span, path: path.clone(), asked: Vec::new() },
+                ));
+            }
+        }
+        tables
+    }
+
+    /// A table that may be written as `true` or `false` too; `None` if it isn't written.
+    pub(super) fn switch(&mut self, key: &'static str) -> Option<Switch<'t>> {
+        let (_, value) = self.take(key)?;
+        let path = join(&self.path, key);
+        match value.get_ref() {
+            DeValue::Boolean(false) => Some(Switch::Off),
+            DeValue::Boolean(true) => Some(Switch::On),
+            DeValue::Table(entries) => Some(Switch::Table(Table {
+                reader: self.reader,
+                entries: Some(entries),
+                span: value.span(),
+                path,
+                asked: Vec::new(),
+            })),
+            _ => {
+                self.reader.refuse(key, value, Refusal::new("a table, true or false"));
+                None
+            }
+        }
+    }
+
+    fn missing(&self, key: &str, example: &str) {
+        if !self.reader.broken {
+            let place = if self.path.is_empty() { String::new() } else { format!(" in {}", self.path) };
+            let problem = Problem::error(self.span.clone(), format!("missing key \"{key}\"{place}"));
+            self.reader.report(problem.help(format!("add `{key} = {example}`")));
+        }
+    }
+
+    pub(super) fn report(&self, problem: Problem) {
+        self.reader.report(problem);
+    }
+
+    pub(super) fn is_written(&self) -> bool {
+        self.entries.is_some()
+    }
+
+    /// Reports the keys that were not asked for.
+    pub(super) fn finish(self) {
+        for (key, _) in self.entries.into_iter().flatten() {
+            if !self.asked.contains(&key.get_ref().as_ref()) {
+                let key = At { value: key.get_ref().to_string(), span: key.span() };
+                self.reader.unknown.borrow_mut().push(Unknown { path: self.path.clone(), key });
+            }
+        }
+        let asked = self.asked.into_iter().map(|key| (self.path.clone(), key));
+        self.reader.asked.borrow_mut().extend(asked);
+    }
+
+    pub(super) fn convert<T>(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+        convert: impl FnOnce(&DeValue<'_>) -> Result<T, Refusal>,
+    ) -> Option<At<T>> {
+        match convert(value.get_ref()) {
+            Ok(converted) => Some(At { value: converted, span: value.span() }),
+            Err(refusal) => {
+                self.reader.refuse(key, value, refusal);
+                None
+            }
+        }
+    }
+
+    fn as_table(&self, key: &str, value: &'t Spanned<DeValue<'t>>) -> Option<&'t DeTable<'t>> {
+        if let DeValue::Table(entries) = value.get_ref() {
+            return Some(entries);
+        }
+        self.reader.refuse(key, value, Refusal::new("a table"));
+        None
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}

@@ -1,0 +1,106 @@
+//! From the file as written to the configuration that the rest of the program sees.
+//!
+//! Looks names up, reads the files that are named and compares the parts with each other.
+
+use std::path::Path;
+
+use super::{
+    AccessSink, Admin, Cluster, ClusterTls, Config, Log, TrustedCa,
+    diagnostics::{Problem, quote},
+    file::{File, WrittenCluster, WrittenClusterTls, WrittenLog},
+    listeners, pem, routes,
+};
+
+/// Returns `None` only after an error was reported; what is returned beside errors is of no use.
+pub(super) fn resolve(file: File, base: &Path, problems: &mut Vec<Problem>) -> Option<Config> {
+    listeners::check(&file.listeners, file.admin.as_ref(), problems);
+    let names = listeners::names(&file.listeners);
+    let routes = routes::resolve(&file, &names, problems);
+    let log = log(file.log, base, problems);
+    let clusters: Vec<_> =
+        file.clusters.into_iter().map(|written| cluster(written, base, problems)).collect();
+    let listeners: Vec<_> = file
+        .listeners
+        .into_iter()
+        .zip(names)
+        .map(|(written, name)| listeners::resolve(written, name, &file.trusted_proxies, base, problems))
+        .collect();
+    Some(Config {
+        workers: file.workers.unwrap_or_else(available_cores),
+        user: file.user,
+        group: file.group,
+        trusted_proxies: file.trusted_proxies,
+        admin: file.admin.map(|address| Admin { address: address.value }),
+        log,
+        listeners: listeners.into_iter().collect::<Option<_>>()?,
+        routes: routes?,
+        clusters: clusters.into_iter().collect::<Option<_>>()?,
+        drain_timeout: file.drain_timeout,
+    })
+}
+
+fn available_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn log(written: WrittenLog, base: &Path, problems: &mut Vec<Problem>) -> Log {
+    let access = match written.access {
+        None => AccessSink::Stdout,
+        Some(access) => match access.value {
+            AccessSink::File(path) => {
+                let path = base.join(path);
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+                if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+                    let message = format!("the folder {} is not there", quote(&folder.display().to_string()));
+                    problems
+                        .push(Problem::error(access.span, message).help("create it, or name another file"));
+                }
+                AccessSink::File(path)
+            }
+            stream => stream,
+        },
+    };
+    Log { access, format: written.format, level: written.level }
+}
+
+fn cluster(written: WrittenCluster, base: &Path, problems: &mut Vec<Problem>) -> Option<Cluster> {
+    check_backends(&written, problems);
+    let tls = match written.tls {
+        Some(tls) => Some(cluster_tls(tls, base, problems)?),
+        None => None,
+    };
+    Some(Cluster {
+        name: written.name.value,
+        backends: written.backends.into_iter().map(|backend| backend.value).collect(),
+        policy: written.policy,
+        protocol: written.protocol,
+        tls,
+        health: written.health,
+        connect_timeout: written.connect_timeout,
+        response_timeout: written.response_timeout,
+        response_idle_timeout: written.response_idle_timeout,
+        idle_timeout: written.idle_timeout,
+        idle_connections: written.idle_connections,
+        retries: written.retries,
+    })
+}
+
+fn check_backends(cluster: &WrittenCluster, problems: &mut Vec<Problem>) {
+    let address = |index: usize| (&cluster.backends[index].value.host, cluster.backends[index].value.port);
+    for (index, backend) in cluster.backends.iter().enumerate() {
+        if let Some(first) = (0..index).find(|first| address(*first) == address(index)) {
+            let message = format!("backend {} is twice in one cluster", quote(&backend.value.address));
+            let problem = Problem::error(backend.span.clone(), message)
+                .related(cluster.backends[first].span.clone(), "first written");
+            problems.push(problem.help("to send it more, write { address = …, weight = 2 }"));
+        }
+    }
+}
+
+fn cluster_tls(written: WrittenClusterTls, base: &Path, problems: &mut Vec<Problem>) -> Option<ClusterTls> {
+    let ca = match written.ca {
+        Some(ca) => pem::trusted_ca(&ca, base, problems)?,
+        None => TrustedCa::System,
+    };
+    Some(ClusterTls { ca, server_name: written.server_name, verify: written.verify })
+}

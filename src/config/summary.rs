@@ -1,0 +1,125 @@
+//! What a configuration serves, for people: the output of `portcullis check`.
+
+use std::{cmp::Reverse, fmt::Write, ops::RangeInclusive};
+
+use super::{
+    Check, Cluster, ClusterTls, Config, Health, HostMatch, Listener, Policy, Protocol, Route, TlsVersion,
+    TrustedCa, diagnostics::printable, pem::date_text,
+};
+
+impl Config {
+    /// Says which listeners, routes (in the order of matching) and clusters there are; some lines.
+    pub fn summary(&self) -> String {
+        let mut lines = vec!["listeners".to_owned()];
+        lines.extend(self.listeners.iter().flat_map(listener_lines));
+        lines.push("routes, the first that matches wins".to_owned());
+        lines.extend(self.routes_in_order().map(|route| self.route_line(route)));
+        lines.push("clusters".to_owned());
+        lines.extend(self.clusters.iter().flat_map(cluster_lines));
+        if let Some(admin) = &self.admin {
+            lines.push(format!("admin on http://{}", admin.address));
+        }
+        lines.push(format!("{} workers", self.workers));
+        lines.iter().fold(String::new(), |text, line| text + printable(line).trim_end() + "\n")
+    }
+
+    /// Exact hosts before wildcards before none, longer names and paths first.
+    fn routes_in_order(&self) -> impl Iterator<Item = &Route> {
+        let mut routes: Vec<&Route> = self.routes.iter().collect();
+        routes.sort_by_cached_key(|route| {
+            let host = match &route.host {
+                HostMatch::Exact(host) => (0, Reverse(0), host.clone()),
+                HostMatch::Wildcard(host) => (1, Reverse(host.len()), host.clone()),
+                HostMatch::Any => (2, Reverse(0), String::new()),
+            };
+            (host, Reverse(route.path.len()), route.path.clone())
+        });
+        routes.into_iter()
+    }
+
+    fn route_line(&self, route: &Route) -> String {
+        let path = &route.path;
+        let matched = match &route.host {
+            HostMatch::Exact(host) => format!("{host}{path}"),
+            HostMatch::Wildcard(host) => format!("*.{host}{path}"),
+            HostMatch::Any => format!("*{path}"),
+        };
+        let listener = route.listener.map(|index| format!("  on {}", self.listeners[index].name));
+        let cluster = &self.clusters[route.cluster].name;
+        format!("  {matched:<40} → {cluster}{}", listener.unwrap_or_default())
+    }
+}
+
+fn listener_lines(listener: &Listener) -> Vec<String> {
+    let address = listener.address.to_string();
+    let name = if listener.name == address { String::new() } else { format!("{}  ", listener.name) };
+    let kind = match &listener.tls {
+        None if listener.redirect_to_https => "http, redirects to https".to_owned(),
+        None => "http, clear text".to_owned(),
+        Some(tls) => {
+            let version = match tls.minimum_version {
+                TlsVersion::Tls12 => "TLS 1.2 and 1.3",
+                TlsVersion::Tls13 => "TLS 1.3",
+            };
+            let strict = if tls.strict_sni { ", strict SNI" } else { "" };
+            format!("https, {version}{strict}")
+        }
+    };
+    let certificates = listener.tls.iter().flat_map(|tls| &tls.certificates).map(|certificate| {
+        let (names, file) = (certificate.names.join(", "), certificate.chain_file.display());
+        format!("    {names}  until {}  ({file})", date_text(certificate.not_after))
+    });
+    std::iter::once(format!("  {name}{address}  {kind}")).chain(certificates).collect()
+}
+
+fn cluster_lines(cluster: &Cluster) -> Vec<String> {
+    let policy = match cluster.policy {
+        Policy::RoundRobin => "round_robin",
+    };
+    let protocol = match cluster.protocol {
+        Protocol::Http1 => "http1",
+        Protocol::H2 => "h2",
+    };
+    let tls = cluster.tls.as_ref().map_or_else(|| "clear text".to_owned(), tls_text);
+    let health = cluster.health.as_ref().map_or_else(|| "off".to_owned(), health_text);
+    let backends =
+        cluster.backends.iter().map(|backend| format!("    {}  weight {}", backend.address, backend.weight));
+    [format!("  {}  {policy}, {protocol}, {tls}", cluster.name)]
+        .into_iter()
+        .chain(backends)
+        .chain([format!("    health: {health}")])
+        .collect()
+}
+
+fn tls_text(tls: &ClusterTls) -> String {
+    let name = tls.server_name.as_ref().map(|name| format!(" as {name}")).unwrap_or_default();
+    match &tls.ca {
+        _ if !tls.verify => "TLS, NOT verified".to_owned(),
+        TrustedCa::System => format!("TLS verified{name} by the system's authorities"),
+        TrustedCa::File(path, _) => format!("TLS verified{name} by {}", path.display()),
+    }
+}
+
+fn health_text(health: &Health) -> String {
+    let mut text = match &health.check {
+        Check::Tcp => "tcp".to_owned(),
+        Check::Http(http) => {
+            format!("GET {} expects {}", http.path, statuses_text(&http.expect_status))
+        }
+    };
+    // Writing to a string can't fail.
+    if let Some(port) = health.port {
+        let _ = write!(text, " on port {port}");
+    }
+    let Health { interval, timeout, rise, fall, .. } = health;
+    let _ = write!(text, " every {interval:?} within {timeout:?}, up after {rise}, down after {fall}");
+    text
+}
+
+fn statuses_text(statuses: &[RangeInclusive<u16>]) -> String {
+    let range = |range: &RangeInclusive<u16>| match (range.start(), range.end()) {
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    };
+    statuses.iter().map(range).collect::<Vec<_>>().join(",")
+}

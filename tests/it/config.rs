@@ -1,0 +1,272 @@
+//! The configuration from outside: the corpus of files, the examples, hostile input.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use portcullis::config::{self, Config, Diagnostics, Severity};
+use proptest::prelude::*;
+use rcgen::{CertificateParams, Issuer, KeyPair};
+
+type Loaded = Result<(Config, Diagnostics), Diagnostics>;
+
+/// A folder with the certificates that the files of the corpus and the examples name.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let certs = folder.path().join("certs");
+    fs::create_dir(&certs).unwrap();
+    let write = |name: &str, content: &str| write_private(&certs.join(name), content);
+
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = Issuer::new(ca, ca_key);
+    let issue = |names: &[&str], years: std::ops::Range<i32>| {
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut site = CertificateParams::new(names).unwrap();
+        site.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+        site.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+        site.serial_number = Some(0x2a_u64.into());
+        (site.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+    };
+
+    let site = issue(&["Example.com", "*.example.com", "127.0.0.1"], 2020..2090);
+    let other = issue(&["other.example"], 2020..2090);
+    let expired = issue(&["old.example"], 2010..2020);
+    let early = issue(&["early.example"], 2080..2090);
+    let nameless = issue(&[], 2020..2090);
+    for (name, (chain, key)) in [
+        ("site", &site),
+        ("other", &other),
+        ("expired", &expired),
+        ("early", &early),
+        ("nameless", &nameless),
+    ] {
+        write(&format!("{name}.crt"), chain);
+        write(&format!("{name}.key"), key);
+    }
+    write("ca.crt", &ca_pem);
+    write("reversed.crt", &format!("{ca_pem}{}", site.0));
+    write("encrypted.key", &site.1.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
+    write("broken.crt", &site.0.replace("MII", "!!!"));
+    write("empty.crt", "");
+    write("world.key", &site.1);
+    fs::set_permissions(certs.join("world.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let der = rustls_pemfile::certs(&mut site.0.as_bytes()).next().unwrap().unwrap();
+    fs::write(certs.join("site.der"), der).unwrap();
+    folder
+}
+
+fn write_private(path: &Path, content: &str) {
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn parse(text: &str) -> Loaded {
+    config::parse("portcullis.toml", text, folder().path())
+}
+
+/// The TOML files of a folder of the package, sorted; never none.
+fn files(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let mut files: Vec<PathBuf> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "no files in {}", folder.display());
+    files
+}
+
+#[test]
+fn examples_have_no_problems() {
+    let folder = folder();
+    for file in files("config") {
+        let text = fs::read_to_string(&file).unwrap();
+        match config::parse(&file.display().to_string(), &text, folder.path()) {
+            Ok((_, diagnostics)) => assert!(diagnostics.is_empty(), "{diagnostics}"),
+            Err(diagnostics) => panic!("{diagnostics}"),
+        }
+    }
+}
+
+#[test]
+fn summary_shows_listeners_routes_in_order_and_clusters() {
+    let folder = folder();
+    let text = r#"
+        workers = 4
+        [admin]
+        address = "127.0.0.1:9090"
+        [[listeners]]
+        name = "plain"
+        address = "0.0.0.0:80"
+        redirect_to_https = true
+        [[listeners]]
+        address = "0.0.0.0:443"
+        tls.certificates = [
+            { chain = "certs/site.crt", key = "certs/site.key" },
+            { chain = "certs/other.crt", key = "certs/other.key" },
+        ]
+        [[routes]]
+        cluster = "web"
+        [[routes]]
+        host = "*.example.com"
+        cluster = "web"
+        [[routes]]
+        host = "example.com"
+        cluster = "web"
+        [[routes]]
+        host = "example.com"
+        path = "/api/"
+        listener = "0.0.0.0:443"
+        cluster = "api"
+        [clusters.web]
+        backends = ["10.0.0.11:8080", { address = "10.0.0.12:8080", weight = 3 }]
+        health = { path = "/healthz", port = 81, expect_status = "200,300-399" }
+        [clusters.api]
+        backends = ["api.internal:8443"]
+        protocol = "h2"
+        tls = { ca = "certs/ca.crt", server_name = "api.example.com" }
+        health = false
+    "#;
+    let (config, _) = config::parse("portcullis.toml", text, folder.path()).unwrap();
+    let expected = "\
+listeners
+  plain  0.0.0.0:80  http, redirects to https
+  0.0.0.0:443  https, TLS 1.2 and 1.3
+    example.com, *.example.com, 127.0.0.1  until 2090-01-01  (DIR/certs/site.crt)
+    other.example  until 2090-01-01  (DIR/certs/other.crt)
+routes, the first that matches wins
+  example.com/api                          → api  on 0.0.0.0:443
+  example.com/                             → web
+  *.example.com/                           → web
+  */                                       → web
+clusters
+  api  round_robin, h2, TLS verified as api.example.com by DIR/certs/ca.crt
+    api.internal:8443  weight 1
+    health: off
+  web  round_robin, http1, clear text
+    10.0.0.11:8080  weight 1
+    10.0.0.12:8080  weight 3
+    health: GET /healthz expects 200,300-399 on port 81 every 2s within 1s, up after 2, down after 3
+admin on http://127.0.0.1:9090
+4 workers
+";
+    let summary = config.summary().replace(&folder.path().display().to_string(), "DIR");
+    assert_eq!(summary, expected);
+}
+
+/// What the reference must set because there is no default, and nothing else.
+const REQUIRED: &str = r#"
+    [admin]
+    address = "127.0.0.1:9090"
+    [[listeners]]
+    address = "0.0.0.0:443"
+    tls.certificates = [{ chain = "certs/site.crt", key = "certs/site.key" }]
+    [[routes]]
+    cluster = "web"
+    [clusters.web]
+    backends = ["10.0.0.11:8080", "10.0.0.12:8080"]
+    tls = true
+    health.protocol = "http"
+"#;
+
+#[test]
+fn reference_shows_the_defaults_that_are_used() {
+    let folder = folder();
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/reference.toml");
+    let reference = fs::read_to_string(reference).unwrap();
+    let config = |text: &str| {
+        let (config, diagnostics) = config::parse("reference.toml", text, folder.path()).unwrap();
+        assert!(diagnostics.is_empty(), "{diagnostics}");
+        format!("{config:#?}")
+    };
+    let differing = difference("the defaults", &config(REQUIRED), &config(&reference));
+    assert!(differing.is_empty(), "{differing}");
+
+    let without_default: Vec<&str> = reference
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.split_once(" = "))
+        .map(|(key, _)| key)
+        .filter(|key| !key.starts_with(' '))
+        .collect();
+    let expected = [
+        "workers",
+        "user",
+        "group",
+        "connections",
+        "name",
+        "trusted_proxies",
+        "limits.body_bytes",
+        "name",
+        "host",
+        "listener",
+        "server_name",
+        "host",
+        "expect_body",
+        "port",
+    ];
+    assert_eq!(without_default, expected);
+}
+
+/// The lines that differ; empty if none does.
+fn difference(what: &str, expected: &str, found: &str) -> String {
+    if expected == found {
+        return String::new();
+    }
+    let (expected, found): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
+    let differing: String = (0..expected.len().max(found.len()))
+        .filter(|index| expected.get(*index) != found.get(*index))
+        .map(|index| {
+            let line = |lines: &[&str], sign| lines.get(index).map(|line| format!("{sign} {line}\n"));
+            line(&expected, '-').unwrap_or_default() + &line(&found, '+').unwrap_or_default()
+        })
+        .collect();
+    format!("{what}: expected (-) and found (+) differ\n{differing}\n")
+}
+
+/// Compares what each file of a folder of the corpus prints with the text beside it; a file
+/// without one prints nothing. `UPDATE_EXPECTED=1` writes the texts anew, to be read before commit.
+fn compare_corpus(kind: &str, is_right: impl Fn(&Loaded) -> bool) {
+    let folder = folder();
+    let mut failures = String::new();
+    for file in files(&format!("tests/config/{kind}")) {
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        let loaded = config::parse(&name, &fs::read_to_string(&file).unwrap(), folder.path());
+        assert!(is_right(&loaded), "{name} is not {kind}");
+        let (Ok((_, diagnostics)) | Err(diagnostics)) = loaded;
+        let found = diagnostics.to_string().replace(&folder.path().display().to_string(), "DIR");
+        let text_file = file.with_extension("txt");
+        if std::env::var_os("UPDATE_EXPECTED").is_some() {
+            if found.is_empty() {
+                let _ = fs::remove_file(&text_file);
+            } else {
+                fs::write(&text_file, &found).unwrap();
+            }
+        }
+        let expected = fs::read_to_string(&text_file).unwrap_or_default();
+        failures.push_str(&difference(&name, &expected, &found));
+    }
+    assert!(failures.is_empty(), "{failures}");
+}
+
+#[test]
+fn invalid_files_print_what_is_written_beside_them() {
+    compare_corpus("invalid", |loaded| {
+        loaded.as_ref().is_err_and(|diagnostics| diagnostics.count(Severity::Error) > 0)
+    });
+    assert!(files("tests/config/invalid").len() >= 45);
+}
+
+#[test]
+fn valid_files_print_at_most_warnings() {
+    compare_corpus("valid", |loaded| {
+        loaded.as_ref().is_ok_and(|(_, diagnostics)| diagnostics.count(Severity::Error) == 0)
+    });
+    assert!(files("tests/config/valid").len() >= 20);
+}
