@@ -250,3 +250,197 @@ fn hides_dot_segment(segment: &str) -> bool {
         name == "." || name == ".."
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn canonical(raw: &str) -> Result<String, Reason> {
+        let mut head = RequestHead::default();
+        parse_path(raw.as_bytes(), &mut head)?;
+        assert_eq!(head.path().len(), head.path_len);
+        Ok(head.target)
+    }
+
+    fn authority(raw: &str) -> Result<(String, Option<u16>), Reason> {
+        let mut head = RequestHead::default();
+        parse_authority(raw.as_bytes(), &mut head).map(|()| (head.host, head.port))
+    }
+
+    #[test]
+    fn rejects_broken_encodings_and_encoded_controls_in_the_path() {
+        for path in [
+            "/%", "/%4", "/%zz", "/%4g", "/%+1", "/a%", "/%%41", "/% 41", "/%00", "/a%00b", "/%0a", "/%0D",
+            "/%1f", "/%7F", "/%09", "/%2",
+        ] {
+            assert_eq!(canonical(path), Err(Reason::BadRequest), "{path}");
+        }
+    }
+
+    #[test]
+    fn rejects_dot_segments_hidden_from_us_but_not_from_backends() {
+        for path in [
+            "/public/..%2Fadmin",
+            "/public/..%2fadmin",
+            "/public/%2e%2E%2fadmin",
+            "/a/..%5Cb",
+            "/a/%5c..%5cb",
+            "/a%2F..",
+            "/a%2F.%2Fb",
+            "/..;/admin",
+            "/a/..;x=y/b",
+            "/.;/a",
+            "/a%2F..;/b",
+            "/%2e%2e;/a",
+        ] {
+            assert_eq!(canonical(path), Err(Reason::BadRequest), "{path}");
+        }
+    }
+
+    #[test]
+    fn rejects_what_is_no_path() {
+        for path in [
+            "",
+            "a",
+            "a/b",
+            "*",
+            "?",
+            "?a",
+            "http://a/",
+            "/a b",
+            "/a#b",
+            "/#",
+            "/a\\b",
+            "/\\..\\a",
+            "/<x>",
+            "/a`b",
+            "/?<x>",
+            "/?a\"b",
+            "/?a b",
+            "/?a#",
+            "/\u{e9}",
+            "/?\u{e9}",
+            "/a\tb",
+            "/\u{7f}",
+            "/a\r\nb",
+            "/\0",
+        ] {
+            assert_eq!(canonical(path), Err(Reason::BadRequest), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn gives_each_path_one_spelling() {
+        for (raw, expected) in [
+            ("/", "/"),
+            ("/a/b.html", "/a/b.html"),
+            ("/%61%2D%5f%7E%2e%41", "/a-_~.A"),
+            ("/%2f%5c%3a%c3%a9%20%25", "/%2F%5C%3A%C3%A9%20%25"),
+            ("/%252e%252e/a", "/%252e%252e/a"),
+            ("/./a", "/a"),
+            ("/a/.", "/a/"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/a/b/..", "/a/"),
+            ("/a/b/../..", "/"),
+            ("/..", "/"),
+            ("/../../a", "/a"),
+            ("/%2e%2E/a/%2e", "/a/"),
+            ("/a/%2e%2e/%61dmin", "/admin"),
+            ("//a//b", "//a//b"),
+            ("/a//../b", "/a/b"),
+            ("//..", "/"),
+            ("/...", "/..."),
+            ("/.a/..b/c..", "/.a/..b/c.."),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a;v=1/b", "/a;v=1/b"),
+            ("/a|b[c]^{d}\"e", "/a|b[c]^{d}\"e"),
+            ("/a%3F", "/a%3F"),
+            ("/a%23", "/a%23"),
+        ] {
+            assert_eq!(canonical(raw).as_deref(), Ok(expected), "{raw}");
+        }
+    }
+
+    #[test]
+    fn leaves_the_query_as_it_is() {
+        for query in ["", "a=%2e%2E", "q=100%", "a=/../b", "a=%00", "a?b", "a\\b`c", "a=[1]{2}|'3'"] {
+            assert_eq!(canonical(&format!("/a?{query}")).unwrap(), format!("/a?{query}"));
+            assert_eq!(canonical(&format!("/b/../a?{query}")).unwrap(), format!("/a?{query}"));
+        }
+    }
+
+    #[test]
+    fn splits_path_and_query() {
+        let mut head = RequestHead::default();
+        parse_path(b"/%61/?b=c?d", &mut head).unwrap();
+        assert_eq!((head.path(), head.query()), ("/a/", Some("b=c?d")));
+        parse_path(b"/a", &mut head).unwrap();
+        assert_eq!((head.path(), head.query()), ("/a", None));
+    }
+
+    #[test]
+    fn takes_the_asterisk_for_options_only() {
+        let mut head = RequestHead { method: Method::OPTIONS, ..RequestHead::default() };
+        parse_path(b"*", &mut head).unwrap();
+        assert_eq!((head.path(), head.query()), ("*", None));
+        assert_eq!(parse_path(b"*a", &mut head), Err(Reason::BadRequest));
+    }
+
+    #[test]
+    fn gives_each_host_one_spelling() {
+        for (raw, host, port) in [
+            ("Example.COM", "example.com", None),
+            ("example.com.", "example.com", None),
+            ("example.com.:8443", "example.com", Some(8443)),
+            ("a_b-c.example:1", "a_b-c.example", Some(1)),
+            ("10.0.0.1:65535", "10.0.0.1", Some(65535)),
+            ("[::1]", "[::1]", None),
+            ("[0:0:0::0001]:80", "[::1]", Some(80)),
+            ("[2001:DB8::A]", "[2001:db8::a]", None),
+        ] {
+            assert_eq!(authority(raw), Ok((host.to_owned(), port)), "{raw}");
+        }
+    }
+
+    #[test]
+    fn holds_the_length_of_a_name() {
+        assert!(authority(&"a".repeat(253)).is_ok());
+        assert!(authority(&format!("{}.", "a".repeat(253))).is_ok());
+        assert_eq!(authority(&"a".repeat(254)), Err(Reason::BadRequest));
+    }
+
+    #[test]
+    fn whatever_passes_can_be_carried_by_http_2() {
+        for byte in 0x21..0x7f_u8 {
+            for raw in [format!("/{}", char::from(byte)), format!("/?{}", char::from(byte))] {
+                if let Ok(target) = canonical(&raw) {
+                    let parsed = target.parse::<http::uri::PathAndQuery>().unwrap();
+                    assert_eq!(parsed.as_str(), target);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn canonical_is_a_fixed_point(raw in "/([a-z./;%?]|%2[0-9a-fA-F]|%5[cC]|\\.\\./){0,30}") {
+            if let Ok(once) = canonical(&raw) {
+                prop_assert_eq!(canonical(&once), Ok(once.clone()));
+                let path = once.split('?').next().unwrap();
+                prop_assert!(path.starts_with('/'));
+                prop_assert!(!path.split('/').any(|segment| segment == "." || segment == ".."));
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(raw: Vec<u8>) {
+            let mut head = RequestHead::default();
+            let _ = parse_path(&raw, &mut head);
+            let _ = parse_path(&[b"/", &raw[..]].concat(), &mut head);
+            let _ = parse_authority(&raw, &mut head);
+            let _ = parse_method(&raw);
+        }
+    }
+}

@@ -61,12 +61,12 @@ pub(super) const STACK_FIELDS: usize = 128;
 
 pub(super) type Room<'b> = MaybeUninit<httparse::Header<'b>>;
 
-/// Whether every line ends in CRLF, and CR, LF and NUL are nowhere else.
+/// Whether every line ends in CRLF, the last one too, and CR, LF and NUL are nowhere else.
 ///
 /// httparse takes a bare LF for a line end. Cost: one vectorised pass.
 pub(super) fn has_strict_line_ends(head: &[u8]) -> bool {
     let ([first, rest @ ..], Some(last)) = (head, head.last()) else { return false };
-    let mut bad = u8::from(*first == b'\n' || *last == b'\r');
+    let mut bad = u8::from(*first == b'\n' || *last != b'\n');
     for (&byte, &next) in head.iter().zip(rest) {
         bad |= (u8::from(byte == b'\r') ^ u8::from(next == b'\n')) | u8::from(byte == 0);
     }
@@ -76,4 +76,78 @@ pub(super) fn has_strict_line_ends(head: &[u8]) -> bool {
 /// Where `part` begins in `whole`, of which it is a slice.
 pub(super) fn offset_in(whole: &[u8], part: &[u8]) -> usize {
     part.as_ptr().addr() - whole.as_ptr().addr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn finds_the_end_of_a_head() {
+        for (buffer, end) in [
+            (&b"GET / HTTP/1.1\r\n\r\n"[..], 18),
+            (b"GET / HTTP/1.1\r\n\r\nGET", 18),
+            (b"a\r\nb\r\n\r\nc\r\n\r\n", 8),
+            (b"\r\na\r\n\r\n", 7),
+            (b"\r\n\r\n", 4),
+        ] {
+            assert_eq!(find_head_end(buffer, 0), HeadEnd::Complete(end));
+        }
+    }
+
+    #[test]
+    fn ends_heads_with_bare_line_feeds_at_once() {
+        for (buffer, end) in [
+            (&b"a\n\n"[..], 3),
+            (b"a\r\n\n", 4),
+            (b"a\n\r\n", 4),
+            (b"a\nb\n\nc", 5),
+            (b"\n\n", 2),
+            (b"\n\r\n", 3),
+        ] {
+            assert_eq!(find_head_end(buffer, 0), HeadEnd::Complete(end));
+        }
+    }
+
+    #[test]
+    fn waits_where_no_blank_line_is() {
+        for buffer in
+            [&b""[..], b"a", b"a\r", b"a\r\n", b"a\r\n\r", b"a\n\r", b"a\r\n\rb\r\n", b"\r\n", b"\r\r\n"]
+        {
+            assert_eq!(find_head_end(buffer, 0), HeadEnd::Partial { scanned: buffer.len() });
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn drips_find_the_same_end(buffer in "[a\\r\\n]{0,40}", cuts in proptest::collection::vec(0..40_usize, 0..6)) {
+            let buffer = buffer.as_bytes();
+            let whole = (0..=buffer.len()).find_map(|len| match find_head_end(&buffer[..len], 0) {
+                HeadEnd::Complete(end) => Some(end),
+                HeadEnd::Partial { .. } => None,
+            });
+            let mut cuts: Vec<_> = cuts.into_iter().filter(|cut| *cut < buffer.len()).collect();
+            cuts.push(buffer.len());
+            cuts.sort_unstable();
+            for cuts in [cuts, (0..=buffer.len()).collect()] {
+                let mut scanned = 0;
+                let mut found = None;
+                for cut in cuts {
+                    match find_head_end(&buffer[..cut], scanned) {
+                        HeadEnd::Complete(end) => { found = Some(end); break; }
+                        HeadEnd::Partial { scanned: seen } => scanned = seen,
+                    }
+                }
+                prop_assert_eq!(found, whole);
+            }
+        }
+
+        #[test]
+        fn strict_line_ends_are_what_a_slow_reading_says(head in "[a\\r\\n\\x00]{1,20}") {
+            let rest = head.replace("\r\n", "");
+            let clean = !rest.contains(['\r', '\n', '\0']);
+            prop_assert_eq!(has_strict_line_ends(head.as_bytes()), clean && head.ends_with('\n'));
+        }
+    }
 }
