@@ -161,3 +161,192 @@ fn insert<'a>(nodes: &mut Vec<Node>, root: usize, parts: impl Iterator<Item = &'
     }
     at
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A host as written in the config.
+    fn host_match(host: &str) -> HostMatch {
+        match host.strip_prefix("*.") {
+            Some(suffix) => HostMatch::Wildcard(suffix.to_owned()),
+            None if host.is_empty() => HostMatch::Any,
+            None => HostMatch::Exact(host.to_owned()),
+        }
+    }
+
+    fn route(host: &str, path: &str) -> Route {
+        let name = format!("{host}{path}");
+        Route { name, host: host_match(host), path: path.to_owned(), listener: None, cluster: 0 }
+    }
+
+    fn routes(matches: &[(&str, &str)]) -> Vec<Route> {
+        matches.iter().map(|(host, path)| route(host, path)).collect()
+    }
+
+    /// The name of the route that is found.
+    fn found<'a>(routes: &'a [Route], host: &str, path: &str) -> &'a str {
+        RouteTable::new(routes, 0).find(host, path).map_or("none", |index| &routes[index].name)
+    }
+
+    #[test]
+    fn a_path_is_a_prefix_on_segment_borders() {
+        let routes = routes(&[("", "/api"), ("", "/api/v2"), ("", "/a/b/c")]);
+        let cases = [
+            ("/api", "/api"),
+            ("/api/", "/api"),
+            ("/api/v1", "/api"),
+            ("/api/v2", "/api/v2"),
+            ("/api/v2/x/y", "/api/v2"),
+            ("/api/v22", "/api"),
+            ("/apix", "none"),
+            ("/API", "none"),
+            ("/a/b", "none"),
+            ("/a/b/c/", "/a/b/c"),
+            ("//api", "none"),
+            ("/", "none"),
+            ("", "none"),
+            ("*", "none"),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(found(&routes, "example.com", path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_root_path_takes_everything() {
+        let routes = routes(&[("", "/")]);
+        for path in ["/", "/x", "//", "*", ""] {
+            assert_eq!(found(&routes, "", path), "/", "{path:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_go_exact_then_longest_wildcard_then_any() {
+        let routes = routes(&[
+            ("", "/"),
+            ("*.com", "/"),
+            ("*.example.com", "/"),
+            ("*.b.example.com", "/"),
+            ("a.example.com", "/"),
+        ]);
+        let cases = [
+            ("a.example.com", "a.example.com/"),
+            ("x.example.com", "*.example.com/"),
+            ("x.y.example.com", "*.example.com/"),
+            ("b.example.com", "*.example.com/"),
+            ("a.b.example.com", "*.b.example.com/"),
+            ("example.com", "*.com/"),
+            ("xexample.com", "*.com/"),
+            ("com", "/"),
+            ("example.org", "/"),
+            ("", "/"),
+            (".com", "/"),
+            ("..", "/"),
+        ];
+        for (host, expected) in cases {
+            assert_eq!(found(&routes, host, "/x"), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_host_without_a_matching_path_leaves_the_request_to_less_specific_ones() {
+        let routes = routes(&[
+            ("", "/static"),
+            ("*.com", "/com"),
+            ("*.example.com", "/wild"),
+            ("a.example.com", "/api"),
+        ]);
+        let cases = [
+            ("a.example.com", "/api/x", "a.example.com/api"),
+            ("a.example.com", "/wild", "*.example.com/wild"),
+            ("a.example.com", "/com", "*.com/com"),
+            ("a.example.com", "/static", "/static"),
+            ("a.example.com", "/other", "none"),
+            ("example.com", "/wild", "none"),
+            ("example.com", "/com", "*.com/com"),
+            ("example.org", "/com", "none"),
+        ];
+        for (host, path, expected) in cases {
+            assert_eq!(found(&routes, host, path), expected, "{host}{path}");
+        }
+    }
+
+    #[test]
+    fn a_more_specific_host_wins_over_a_longer_path() {
+        let routes = routes(&[("", "/a/b/c"), ("example.com", "/a")]);
+        assert_eq!(found(&routes, "example.com", "/a/b/c"), "example.com/a");
+    }
+
+    #[test]
+    fn routes_of_other_listeners_are_not_in_the_table() {
+        let mut routes = routes(&[("", "/"), ("", "/one"), ("", "/two")]);
+        routes[1].listener = Some(1);
+        routes[2].listener = Some(0);
+        let table = RouteTable::new(&routes, 1);
+        assert_eq!(table.find("", "/one"), Some(1));
+        assert_eq!(table.find("", "/two"), Some(0));
+        assert_eq!(RouteTable::new(&[], 0).find("a", "/"), None);
+    }
+
+    #[test]
+    fn a_hostile_path_or_host_costs_one_missing_look_up() {
+        let routes = routes(&[("*.example.com", "/a"), ("", "/")]);
+        let table = RouteTable::new(&routes, 0);
+        let (path, host) = ("/".repeat(8 * 1024), "a.".repeat(4 * 1024));
+        assert_eq!(table.find(&host, &path), Some(1));
+        assert_eq!(table.find(&format!("{host}example.com"), &format!("/a{path}")), Some(0));
+    }
+
+    /// The rule of the doc comment, spelled out over all routes.
+    fn by_the_rule(routes: &[Route], host: &str, path: &str) -> Option<usize> {
+        let host_rank = |wanted: &HostMatch| match wanted {
+            HostMatch::Any => Some(0),
+            HostMatch::Exact(name) => (name == host).then_some(usize::MAX),
+            HostMatch::Wildcard(suffix) => {
+                let front = host.strip_suffix(suffix.as_str())?.strip_suffix('.')?;
+                (!front.is_empty()).then_some(suffix.len())
+            }
+        };
+        let path_rank = |prefix: &str| {
+            let rest = path.strip_prefix(prefix)?;
+            (prefix == "/" || rest.is_empty() || rest.starts_with('/')).then_some(prefix.len())
+        };
+        let rank = |route: &Route| Some((host_rank(&route.host)?, path_rank(&route.path)?));
+        let ranked = routes.iter().enumerate().filter_map(|(index, route)| Some((rank(route)?, index)));
+        ranked.max_by_key(|&(rank, index)| (rank, std::cmp::Reverse(index))).map(|(_, index)| index)
+    }
+
+    fn host() -> impl Strategy<Value = String> {
+        prop::collection::vec(prop::sample::select(vec!["a", "b", "aa"]), 1..5)
+            .prop_map(|labels| labels.join("."))
+    }
+
+    fn path() -> impl Strategy<Value = String> {
+        let segments = prop::collection::vec(prop::sample::select(vec!["a", "b", "ab"]), 0..4);
+        segments.prop_map(|segments| format!("/{}", segments.join("/")))
+    }
+
+    proptest! {
+        #[test]
+        fn finds_what_the_rule_says(
+            written in prop::collection::vec((host(), 0..3, path()), 0..30), host in host(), path in path(),
+        ) {
+            let written = written.into_iter().map(|(host, kind, path)| match kind {
+                0 => route("", &path),
+                1 => route(&host, &path),
+                _ => route(&format!("*.{host}"), &path),
+            });
+            let routes: Vec<Route> = written.collect();
+            prop_assert_eq!(RouteTable::new(&routes, 0).find(&host, &path), by_the_rule(&routes, &host, &path));
+        }
+
+        #[test]
+        fn no_input_panics(host in ".{0,40}", path in ".{0,40}") {
+            let routes = routes(&[("*.a", "/a"), ("a", "/"), ("", "/b")]);
+            RouteTable::new(&routes, 0).find(&host, &path);
+        }
+    }
+}
