@@ -1,0 +1,1 @@
+"""What the tests with real peers are driven by: processes, ports, peers, readings."""
