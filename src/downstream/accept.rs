@@ -3,9 +3,8 @@
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 
-use super::{admission::Admission, connection};
+use super::{admission::Admission, connection, tls::Acceptor};
 use crate::{
     error::Reason,
     observe::Throttle,
@@ -17,12 +16,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 const COMPLAINTS: Duration = Duration::from_secs(1);
 
 /// What a listener's connections need beside the worker.
-#[expect(missing_debug_implementations, reason = "rustls' acceptor has none")]
+#[derive(Debug)]
 pub struct Door {
     /// Index into the configuration's listeners.
     pub listener: usize,
     pub socket: TcpListener,
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<Acceptor>,
     pub admission: Arc<Admission>,
 }
 

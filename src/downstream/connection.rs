@@ -3,7 +3,7 @@
 use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::{net::TcpStream, time::Instant};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::server::TlsStream;
 
 use super::{admission::Admitted, h1, h2, tls};
 use crate::{
@@ -64,7 +64,7 @@ impl Drop for Handshaking<'_> {
 }
 
 /// Serves a connection until it ends; never fails, what goes wrong is counted.
-pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<TlsAcceptor>) {
+pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::Acceptor>) {
     let _counted = Counted::new(&worker, arrival.listener);
     let _admitted = arrival.admitted;
     let seat = Seat::take(&worker);
@@ -94,7 +94,7 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<TlsAcc
 async fn handshake(
     worker: &Worker,
     listener: usize,
-    acceptor: &TlsAcceptor,
+    acceptor: &tls::Acceptor,
     stream: TcpStream,
 ) -> Option<Box<TlsStream<TcpStream>>> {
     let view = worker.view();

@@ -9,12 +9,24 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio::net::TcpStream;
+pub use rustls::Error as SetupError;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
     config::{ListenerTls, TlsVersion},
     proxy::worker::TlsFacts,
 };
+
+/// The TLS side of a listener; cheap to clone, shared by all workers and so are its tickets.
+#[derive(Clone, Debug)]
+pub struct Acceptor(Arc<ServerConfig>);
+
+impl Acceptor {
+    /// Runs a handshake; the caller sets the deadline.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        TlsAcceptor::from(self.0.clone()).accept(stream).await
+    }
+}
 
 /// A listener's certificates by the names they are for.
 ///
@@ -33,7 +45,7 @@ struct Certificates {
 ///
 /// # Errors
 /// A key of a kind that the TLS library does not support.
-pub fn acceptor(tls: &ListenerTls) -> Result<TlsAcceptor, Error> {
+pub fn acceptor(tls: &ListenerTls) -> Result<Acceptor, Error> {
     let versions: &[&SupportedProtocolVersion] = match tls.minimum_version {
         TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
         TlsVersion::Tls13 => &[&rustls::version::TLS13],
@@ -46,7 +58,7 @@ pub fn acceptor(tls: &ListenerTls) -> Result<TlsAcceptor, Error> {
     config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = aws_lc_rs::Ticketer::new()?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Acceptor(Arc::new(config)))
 }
 
 /// AES-128-GCM first: as strong as needed, and cheaper than AES-256 with SHA-384, above all in

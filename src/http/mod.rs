@@ -7,6 +7,7 @@ pub mod fields;
 pub mod h1;
 pub mod h2;
 pub mod message;
+pub mod plain;
 pub mod probe_client;
 pub mod target;
 pub mod transport;

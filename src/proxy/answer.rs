@@ -1,6 +1,6 @@
 //! Answers that are ours: a status, a reason, a short body; never an internal address.
 
-use std::{future::poll_fn, io, task::ready};
+use std::{future::poll_fn, task::ready};
 
 use http::StatusCode;
 

@@ -99,6 +99,15 @@ impl<'c> Flight<'c> {
         }
     }
 
+    /// Why a request ended without an answer and without a word.
+    fn cause_of_drop(&self) -> Reason {
+        match () {
+            () if std::thread::panicking() => Reason::Internal,
+            () if self.worker.is_cutting() => Reason::Draining,
+            () => Reason::ClientClosed,
+        }
+    }
+
     fn protocol(&self) -> Protocol {
         if self.head.version == Version::H2 { Protocol::H2 } else { Protocol::Http1 }
     }
@@ -160,8 +169,7 @@ impl<'c> Flight<'c> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         if self.status.is_none() && self.reason.is_none() {
-            let cause = if std::thread::panicking() { Reason::Internal } else { Reason::ClientClosed };
-            self.reason = Some(cause);
+            self.reason = Some(self.cause_of_drop());
         }
         let status = self.status.or(self.reason.map(Reason::status)).unwrap_or(Reason::Internal.status());
         let took = self.started.elapsed();

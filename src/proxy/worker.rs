@@ -31,6 +31,7 @@ pub struct Worker {
     random: RefCell<fastrand::Rng>,
     draining: Cell<bool>,
     drain_began: tokio::sync::Notify,
+    cutting: Cell<bool>,
     connections: RefCell<Connections>,
     pub handshakes: Cell<usize>,
 }
@@ -98,6 +99,7 @@ impl Worker {
             random: RefCell::new(fastrand::Rng::new()),
             draining: Cell::new(false),
             drain_began: tokio::sync::Notify::new(),
+            cutting: Cell::new(false),
             connections: RefCell::default(),
             handshakes: Cell::new(0),
         }
@@ -139,6 +141,15 @@ impl Worker {
 
     pub fn is_draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// The drain's deadline has passed: what still runs is about to be dropped.
+    pub fn cut(&self) {
+        self.cutting.set(true);
+    }
+
+    pub fn is_cutting(&self) -> bool {
+        self.cutting.get()
     }
 
     /// Waits for the beginning of a drain.

@@ -1,0 +1,144 @@
+//! The control thread: probes, the admin address, signals, and the drain they start.
+
+use std::{
+    io,
+    net::TcpListener,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+use super::Phase;
+use crate::{
+    admin::Admin,
+    http::plain,
+    observe::{AccessLog, Shard},
+    upstream::{
+        cluster::Cluster,
+        probe::{self, ProbeReport},
+    },
+};
+
+/// How long the last access-log lines may take to be written.
+pub(super) const LAST_LINES: Duration = Duration::from_secs(2);
+/// How long workers may take to let go of what was cut.
+const CUT: Duration = Duration::from_secs(1);
+
+pub(super) struct Control<'c> {
+    pub(super) admin: Arc<Admin>,
+    pub(super) admin_socket: Option<TcpListener>,
+    pub(super) phase: watch::Sender<Phase>,
+    pub(super) log: &'c AccessLog,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+/// Runs until a signal and the drain after it.
+pub(super) fn run(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(serve(control, workers));
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result<()> {
+    let mut signals = Signals::new()?;
+    let mut tasks = JoinSet::new();
+    if let Some(socket) = control.admin_socket {
+        let listener = tokio::net::TcpListener::from_std(socket)?;
+        let admin = control.admin.clone();
+        tasks.spawn(plain::serve(listener, move |asked| admin.answer(asked)));
+    }
+    let shard = control.admin.metrics.shard(control.admin.config.workers);
+    for cluster in &control.admin.clusters {
+        tasks.spawn(probe::run(cluster.clone(), reporter(cluster, &shard)));
+    }
+    signals.end(control.log).await;
+    drain(&control.admin, &control.phase, &mut signals, workers).await;
+    Ok(())
+}
+
+/// Writes what a probe found into the metrics.
+fn reporter(cluster: &Cluster, shard: &Shard) -> impl Fn(&ProbeReport<'_>) + Clone + Send + Sync + 'static {
+    let cells: Arc<[_]> =
+        cluster.backends.iter().map(|backend| shard.backend(cluster.name(), &backend.address)).collect();
+    move |report| {
+        let cells = &cells[report.backend];
+        cells.probe(report.result.code(), report.duration);
+        cells.set_up(report.cluster.backends[report.backend].is_up());
+    }
+}
+
+/// Readiness goes first, then the workers finish; a second signal or the deadline cuts what is left.
+async fn drain(
+    admin: &Admin,
+    phase: &watch::Sender<Phase>,
+    signals: &mut Signals,
+    workers: Vec<JoinHandle<()>>,
+) {
+    admin.draining.store(true, Ordering::Relaxed);
+    let limit = admin.config.drain_timeout;
+    tracing::info!("draining: no new connections, up to {limit:?} for those that are open");
+    phase.send_replace(Phase::Drain);
+    let mut joined = tokio::task::spawn_blocking(move || {
+        for worker in workers {
+            if worker.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    });
+    tokio::select! {
+        _ = &mut joined => return tracing::info!("drained"),
+        () = tokio::time::sleep(limit) => {
+            tracing::warn!("connections were still open after {limit:?}: cut");
+        }
+        () = signals.second() => {
+            tracing::warn!("second signal: ending at once");
+            std::process::exit(1);
+        }
+    }
+    phase.send_replace(Phase::Stop);
+    // WHY: a worker that does not come back must not keep the process alive.
+    let _ = tokio::time::timeout(CUT, joined).await;
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the signal to end; a hang-up opens the access log anew, for log rotation.
+    async fn end(&mut self, log: &AccessLog) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {
+                    log.reopen();
+                    tracing::info!("SIGHUP: access log opened anew; the configuration is read at start only");
+                }
+            }
+        }
+    }
+
+    async fn second(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

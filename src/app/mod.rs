@@ -1,0 +1,199 @@
+//! The life of the process: bind, spawn, serve, drain.
+//!
+//! Nothing is bound before the configuration is known to be good, nothing is spawned before
+//! everything is bound, and a drain ends with the last connection or at its deadline.
+
+mod bind;
+mod control;
+mod privileges;
+mod worker;
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    admin::Admin,
+    config::Config,
+    downstream::tls,
+    observe::{AccessLog, CertificateExpiry, Metrics, Shard},
+    upstream::cluster::Cluster,
+};
+
+/// How far the process has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Serve,
+    /// Finish what runs, accept nothing new.
+    Drain,
+    /// Cut what still runs.
+    Stop,
+}
+
+/// Why the process could not start.
+#[derive(Debug)]
+pub enum StartError {
+    Bind { what: String, address: SocketAddr, error: io::Error },
+    Tls { what: String, error: String },
+    AccessLog(io::Error),
+    Privileges(String),
+    Thread(io::Error),
+}
+
+/// Everything bound and ready, not yet running.
+#[derive(Debug)]
+pub struct App {
+    admin: Arc<Admin>,
+    admin_socket: Option<std::net::TcpListener>,
+    workers: Vec<worker::Plan>,
+    log: AccessLog,
+    phase: watch::Sender<Phase>,
+}
+
+impl App {
+    /// Binds every address and prepares every thread.
+    ///
+    /// # Errors
+    /// The first thing that the operator has to mend; nothing stays bound then.
+    pub fn new(config: Config) -> Result<App, StartError> {
+        let nofile = privileges::raise_file_limit();
+        let config = Arc::new(config);
+        let clusters = clusters(&config)?;
+        let acceptors = acceptors(&config)?;
+        let sockets = bind::listeners(&config)?;
+        let admin_socket = config.admin.as_ref().map(|admin| bind::admin(admin.address)).transpose()?;
+        privileges::drop_to(config.user.as_deref(), config.group.as_deref())
+            .map_err(StartError::Privileges)?;
+        let metrics = Metrics::new(config.workers + 1);
+        let log = AccessLog::start(&config.log, &metrics).map_err(StartError::AccessLog)?;
+        announce(&config, &clusters, &metrics, &metrics.shard(config.workers));
+        let phase = watch::Sender::new(Phase::Serve);
+        let admissions = worker::admissions(&config, nofile);
+        let workers = sockets
+            .into_iter()
+            .enumerate()
+            .map(|(index, sockets)| worker::Plan {
+                index,
+                config: config.clone(),
+                clusters: clusters.clone(),
+                doors: sockets
+                    .into_iter()
+                    .enumerate()
+                    .map(|(listener, socket)| worker::DoorPlan {
+                        listener,
+                        socket,
+                        tls: acceptors[listener].clone(),
+                        admission: admissions[listener].clone(),
+                    })
+                    .collect(),
+                shard: metrics.shard(index),
+                log: log.writer(),
+                phase: phase.subscribe(),
+            })
+            .collect();
+        let admin = Admin { config, clusters, metrics, draining: AtomicBool::new(false) };
+        Ok(App { admin: Arc::new(admin), admin_socket, workers, log, phase })
+    }
+
+    /// Serves until a signal asks to end and the drain is over.
+    ///
+    /// # Errors
+    /// A thread that could not be started.
+    pub fn run(self) -> Result<(), StartError> {
+        let threads: Vec<_> = self
+            .workers
+            .into_iter()
+            .map(worker::start)
+            .collect::<Result<_, _>>()
+            .map_err(StartError::Thread)?;
+        let control = control::Control {
+            admin: self.admin.clone(),
+            admin_socket: self.admin_socket,
+            phase: self.phase,
+            log: &self.log,
+        };
+        let result = control::run(control, threads);
+        let lost = self.log.finish(control::LAST_LINES);
+        if lost > 0 {
+            tracing::warn!("{lost} access log lines could not be written");
+        }
+        result.map_err(StartError::Thread)
+    }
+}
+
+fn clusters(config: &Config) -> Result<Vec<Arc<Cluster>>, StartError> {
+    let make = |cluster: &crate::config::Cluster| {
+        let failed = |error: crate::upstream::tls::SetupError| StartError::Tls {
+            what: format!("cluster \"{}\"", cluster.name),
+            error: error.to_string(),
+        };
+        Cluster::new(cluster.clone(), None).map(Arc::new).map_err(failed)
+    };
+    config.clusters.iter().map(make).collect()
+}
+
+fn acceptors(config: &Config) -> Result<Vec<Option<tls::Acceptor>>, StartError> {
+    let make = |listener: &crate::config::Listener| {
+        let failed = |error: tls::SetupError| StartError::Tls {
+            what: format!("listener \"{}\"", listener.name),
+            error: error.to_string(),
+        };
+        listener.tls.as_ref().map(tls::acceptor).transpose().map_err(failed)
+    };
+    config.listeners.iter().map(make).collect()
+}
+
+/// Fills in the metrics that are there from the start.
+fn announce(config: &Config, clusters: &[Arc<Cluster>], metrics: &Metrics, shard: &Shard) {
+    for cluster in clusters {
+        for backend in &cluster.backends {
+            let cells = shard.backend(cluster.name(), &backend.address);
+            cells.set_up(backend.is_up());
+            cells.set_weight(backend.weight);
+        }
+    }
+    let certificates = config.listeners.iter().flat_map(|listener| {
+        listener.tls.iter().flat_map(|tls| &tls.certificates).map(|certificate| CertificateExpiry {
+            listener: listener.name.clone(),
+            name: certificate.names.first().cloned().unwrap_or_default(),
+            serial: certificate.serial.clone(),
+            not_after: certificate.not_after,
+        })
+    });
+    metrics.certificates(certificates.collect());
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Bind { what, address, error } if error.kind() == io::ErrorKind::AddrInUse => write!(
+                f,
+                "{what} can't listen on {address}: another program has that port; stop it or choose another \
+                 address (see who it is with: ss -ltnp 'sport = :{}')",
+                address.port()
+            ),
+            StartError::Bind { what, address, error }
+                if error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                write!(
+                    f,
+                    "{what} can't listen on {address}: ports below 1024 need root or the capability \
+                     CAP_NET_BIND_SERVICE"
+                )
+            }
+            StartError::Bind { what, address, error } => {
+                write!(f, "{what} can't listen on {address}: {error}")
+            }
+            StartError::Tls { what, error } => write!(f, "the TLS of {what} can't be set up: {error}"),
+            StartError::AccessLog(error) => write!(f, "the access log can't be opened: {error}"),
+            StartError::Privileges(error) => f.write_str(error),
+            StartError::Thread(error) => write!(f, "a thread can't be started: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}

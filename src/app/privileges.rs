@@ -1,0 +1,58 @@
+//! What the process may do: how many files it may open, and as whom it runs.
+
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::{Group, Uid, User, setgid, setgroups, setuid},
+};
+
+/// Raises the soft limit on open files to the hard one and returns what holds now.
+pub(super) fn raise_file_limit() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    usize::try_from(if raised { hard } else { soft }).unwrap_or(usize::MAX)
+}
+
+/// Becomes another user and group for good; call it before threads are started.
+///
+/// # Errors
+/// What the operator has to mend, in words.
+pub(super) fn drop_to(user: Option<&str>, group: Option<&str>) -> Result<(), String> {
+    let user = user.map(find_user).transpose()?;
+    let group = match (group, &user) {
+        (Some(name), _) => Some(find_group(name)?.gid),
+        (None, Some(user)) => Some(user.gid),
+        (None, None) => None,
+    };
+    if user.is_none() && group.is_none() {
+        return Ok(());
+    }
+    if !Uid::effective().is_root() {
+        return Err("user and group can be changed only when started as root: start as root, or remove them \
+                    from the configuration"
+            .to_owned());
+    }
+    if let Some(group) = group {
+        setgroups(&[group]).map_err(|error| format!("dropping supplementary groups failed: {error}"))?;
+        setgid(group).map_err(|error| format!("changing to group {group} failed: {error}"))?;
+    }
+    if let Some(user) = user {
+        setuid(user.uid).map_err(|error| format!("changing to user \"{}\" failed: {error}", user.name))?;
+    }
+    Ok(())
+}
+
+fn find_user(name: &str) -> Result<User, String> {
+    match User::from_name(name) {
+        Ok(Some(user)) => Ok(user),
+        Ok(None) => Err(format!("user \"{name}\" does not exist: create it, or name another one")),
+        Err(error) => Err(format!("looking up user \"{name}\" failed: {error}")),
+    }
+}
+
+fn find_group(name: &str) -> Result<Group, String> {
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(group),
+        Ok(None) => Err(format!("group \"{name}\" does not exist: create it, or name another one")),
+        Err(error) => Err(format!("looking up group \"{name}\" failed: {error}")),
+    }
+}

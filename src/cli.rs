@@ -1,0 +1,161 @@
+//! The command line: what was typed becomes what is done, and how it ends becomes an exit code.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    app::App,
+    config::{self, Config, Diagnostics},
+    demo, observe,
+};
+
+/// A clean end.
+const DONE: u8 = 0;
+/// A failure to start.
+const FAILED: u8 = 1;
+/// A configuration that can't be used.
+const BAD_CONFIG: u8 = 2;
+
+/// A load balancer that terminates TLS, keeps unwanted traffic out and tells Prometheus everything.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT.
+    Run {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Read a configuration, tell everything that is wrong with it, and print what would be served.
+    Check {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Run everything embedded: a throw-away certificate and three small backends in the process.
+    Demo {
+        /// Where HTTPS is served.
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8443")]
+        https: SocketAddr,
+        /// Where metrics and status are served.
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+        admin: SocketAddr,
+    },
+    /// Ask a running instance whether it lives; for container health checks.
+    Healthcheck {
+        /// Its admin address.
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+        admin: SocketAddr,
+    },
+}
+
+/// Runs the program with the process' arguments.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    ExitCode::from(match arguments.command {
+        Command::Run { config } => run(&config),
+        Command::Check { config } => check(&config),
+        Command::Demo { https, admin } => demonstrate(https, admin),
+        Command::Healthcheck { admin } => healthcheck(admin),
+    })
+}
+
+fn run(path: &Path) -> u8 {
+    match load(path) {
+        Ok((config, _)) => serve(config, || {}),
+        Err(code) => code,
+    }
+}
+
+fn check(path: &Path) -> u8 {
+    match load(path) {
+        Ok((config, warnings)) => {
+            let end = if warnings.is_empty() { "the configuration is good" } else { "usable, see the warnings" };
+            say(&format!("{}\n{}: {end}\n", config.summary(), path.display()));
+            DONE
+        }
+        Err(code) => code,
+    }
+}
+
+fn demonstrate(https: SocketAddr, admin: SocketAddr) -> u8 {
+    match demo::prepare(https, admin) {
+        Ok(demo) => serve(demo.config, move || say(&demo.guide)),
+        Err(error) => fail(&format!("the demo can't be set up: {error}")),
+    }
+}
+
+/// Reads a configuration and prints what is wrong with it.
+fn load(path: &Path) -> Result<(Config, Diagnostics), u8> {
+    match config::load(path) {
+        Ok((config, warnings)) => {
+            complain(&warnings);
+            Ok((config, warnings))
+        }
+        Err(problems) => {
+            complain(&problems);
+            Err(BAD_CONFIG)
+        }
+    }
+}
+
+fn serve(config: Config, ready: impl FnOnce()) -> u8 {
+    if let Err(error) = observe::start_program_log(&config.log) {
+        return fail(&error.to_string());
+    }
+    match App::new(config) {
+        Ok(app) => {
+            ready();
+            app.run().map_or_else(|error| fail(&error.to_string()), |()| DONE)
+        }
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+/// Sends the one request that a container's health check needs, without a client in the image.
+fn healthcheck(admin: SocketAddr) -> u8 {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        write!(stream, "GET /healthz HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.take(4096).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    match ask() {
+        Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => DONE,
+        Ok(_) => fail(&format!("{admin} answers, but not with 200")),
+        Err(error) => fail(&format!("no answer from {admin}: {error}")),
+    }
+}
+
+fn complain(diagnostics: &Diagnostics) {
+    if !diagnostics.is_empty() {
+        // WHY: a standard error that is gone leaves nobody to tell.
+        let _ = write!(std::io::stderr(), "{diagnostics}");
+    }
+}
+
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn fail(problem: &str) -> u8 {
+    let _ = writeln!(std::io::stderr(), "portcullis: {problem}");
+    FAILED
+}
