@@ -3,6 +3,7 @@
 //! `file.rs` is what was written, `resolve.rs` turns it into the types below, which can't be
 //! wrong; every problem found on the way is a `diagnostics::Problem` with its place in the file.
 
+mod addresses;
 mod diagnostics;
 mod file;
 mod health;

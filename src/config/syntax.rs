@@ -1,5 +1,7 @@
 //! From text to the file as written: TOML's own errors, and what is still said beside them.
 
+use std::collections::BTreeSet;
+
 use toml::de::DeTable;
 
 use super::{
@@ -19,21 +21,21 @@ pub(super) fn read(text: &str) -> (Option<File>, Vec<Problem>) {
         return (Some(file), found);
     }
     let mut problems: Vec<Problem> = errors.iter().map(|error| syntax_problem(error, text)).collect();
-    let broken_lines: Vec<Span> = problems
-        .iter()
-        .filter_map(|problem| problem.span.as_ref())
-        .map(|span| lines_of(span, text))
-        .collect();
+    let spans = problems.iter().filter_map(|problem| problem.span.as_ref());
+    let broken_lines: BTreeSet<usize> =
+        spans.flat_map(|span| [line_start(span.start, text), line_start(span.end, text)]).collect();
     // What was read from a broken line is a guess, and so is what is said about it.
-    let on_broken_line = |problem: &Problem| {
-        problem.span.as_ref().is_none_or(|span| {
-            let lines = lines_of(span, text);
-            broken_lines.iter().any(|broken| lines.start < broken.end && broken.start < lines.end)
-        })
+    let on_broken_line = |span: &Span| {
+        broken_lines.range(line_start(span.start, text)..=line_start(span.end, text)).next().is_some()
     };
-    problems.extend(found.into_iter().filter(|problem| !on_broken_line(problem)));
+    problems.extend(
+        found.into_iter().filter(|problem| problem.span.as_ref().is_some_and(|span| !on_broken_line(span))),
+    );
     (None, problems)
 }
+
+/// What the parser says where a value is not one of TOML's.
+const UNQUOTED: &str = "string values must be quoted";
 
 fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
     let (message, expected) = match error.message().split_once(", expected ") {
@@ -45,26 +47,23 @@ fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
         error.span().map_or(end..end, |span| span.start.min(end)..span.end.clamp(span.start.min(end), end));
     let problem = Problem::error(span.clone(), message);
     let problem = match expected {
-        Some(expected) if expected != "nothing" => problem.note(format!("expected {expected}")),
+        Some(expected) if expected != "nothing" && message != UNQUOTED => {
+            problem.note(format!("expected {expected}"))
+        }
         _ => problem,
     };
     let found = text.get(span).unwrap_or_default();
     match message {
-        "string values must be quoted" if !found.is_empty() && !found.contains(['"', '\n']) => {
-            problem.help(format!("write \"{found}\""))
-        }
-        "duplicate key" => problem.help("keep one of them; a list of tables is written [[name]]"),
+        UNQUOTED if found.is_empty() => Problem { message: "missing value".to_owned(), ..problem },
+        UNQUOTED if !found.contains(['"', '\n']) => problem.help(format!("write \"{found}\"")),
+        "duplicate key" => problem.help("keep one of them"),
         _ => problem,
     }
 }
 
-/// The whole lines that a span touches.
-fn lines_of(span: &Span, text: &str) -> Span {
-    let bytes = text.as_bytes();
-    let start = bytes[..span.start].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let end =
-        bytes[span.end..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| span.end + at);
-    start..end + 1
+/// Where the line begins that holds the byte.
+fn line_start(at: usize, text: &str) -> usize {
+    text.as_bytes()[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1)
 }
 
 /// The problem of a file whose bytes are no text.
