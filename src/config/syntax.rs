@@ -1,37 +1,51 @@
-//! From text to the file as written: TOML's own errors, and what is still said beside them.
+//! TOML's own errors, and what is still said about a file that has some.
 
 use std::collections::BTreeSet;
 
-use toml::de::DeTable;
+use toml::{Spanned, de::DeTable};
 
-use super::{
-    diagnostics::{Diagnostics, Problem, Span},
-    file::{self, File},
-    reader::Reader,
-};
+use super::diagnostics::{Diagnostics, Problem, Severity, Span};
 
-/// Reads a text; `None` instead of the file if lines of it are not TOML, since what they say is
-/// missing from it.
-pub(super) fn read(text: &str) -> (Option<File>, Vec<Problem>) {
+/// The lines of a text that are not TOML.
+pub(super) struct Syntax<'t> {
+    text: &'t str,
+    errors: Vec<Problem>,
+    /// Where the lines begin that have an error.
+    broken_lines: BTreeSet<usize>,
+}
+
+/// Reads as much of the text as can be understood.
+pub(super) fn read(text: &str) -> (Spanned<DeTable<'_>>, Syntax<'_>) {
     let (tree, errors) = DeTable::parse_recoverable(text);
-    let reader = Reader::new(!errors.is_empty());
-    let file = file::read(reader.top(tree.get_ref()));
-    let found = reader.into_problems();
-    if errors.is_empty() {
-        return (Some(file), found);
-    }
-    let mut problems: Vec<Problem> = errors.iter().map(|error| syntax_problem(error, text)).collect();
-    let spans = problems.iter().filter_map(|problem| problem.span.as_ref());
-    let broken_lines: BTreeSet<usize> =
+    let errors: Vec<Problem> = errors.iter().map(|error| syntax_problem(error, text)).collect();
+    let spans = errors.iter().filter_map(|problem| problem.span.as_ref());
+    let broken_lines =
         spans.flat_map(|span| [line_start(span.start, text), line_start(span.end, text)]).collect();
-    // What was read from a broken line is a guess, and so is what is said about it.
-    let on_broken_line = |span: &Span| {
-        broken_lines.range(line_start(span.start, text)..=line_start(span.end, text)).next().is_some()
-    };
-    problems.extend(
-        found.into_iter().filter(|problem| problem.span.as_ref().is_some_and(|span| !on_broken_line(span))),
-    );
-    (None, problems)
+    (tree, Syntax { text, errors, broken_lines })
+}
+
+impl Syntax<'_> {
+    pub(super) fn is_broken(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
+    /// Joins the errors of the syntax with what else was found. Of a broken file only that is kept
+    /// which can't come from a line that was misread: errors at a place outside those lines.
+    pub(super) fn join(self, mut found: Vec<Problem>) -> Vec<Problem> {
+        if self.is_broken() {
+            found.retain(|problem| {
+                let is_sound = |span: &Span| !self.touches_broken_line(span);
+                problem.severity == Severity::Error && problem.span.as_ref().is_some_and(is_sound)
+            });
+            found.extend(self.errors);
+        }
+        found
+    }
+
+    fn touches_broken_line(&self, span: &Span) -> bool {
+        let lines = line_start(span.start, self.text)..=line_start(span.end, self.text);
+        self.broken_lines.range(lines).next().is_some()
+    }
 }
 
 /// What the parser says where a value is not one of TOML's.
