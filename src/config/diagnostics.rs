@@ -223,6 +223,9 @@ impl<'a> Source<'a> {
 fn cut_line(place: &Place<'_>) -> (String, String, String) {
     let (before, rest) = place.content.split_at(place.marked.start);
     let (marked, after) = rest.split_at(place.marked.len());
+    if place.content.chars().nth(SHOWN_LINE).is_none() {
+        return (printable(before), printable(marked), printable(after));
+    }
     let before_count = before.chars().count();
     let before = if before_count > SHOWN_LINE / 2 {
         let kept: String = before.chars().skip(before_count - SHOWN_LINE / 2).collect();

@@ -10,15 +10,13 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     AccessSink, Backend, HostMatch, Limits, LogFormat, Policy, Protocol, TlsVersion,
+    addresses::{backend_address, host, host_match, network, path_prefix, socket_address},
     diagnostics::{Problem, Span, quote},
     health::{self, WrittenHealth},
     limits,
     reader::{At, Switch, Table},
     suggest::nearest,
-    values::{
-        Refusal, backend_address, boolean, choice, duration, file, host, host_match, name, network, number,
-        path_prefix, socket_address, text, weight,
-    },
+    values::{Refusal, boolean, choice, duration, file, is_name, name, number, text, weight},
 };
 
 #[derive(Debug)]
@@ -251,10 +249,13 @@ fn route(mut table: Table<'_>) -> WrittenRoute {
 fn cluster(name: At<String>, mut table: Table<'_>) -> WrittenCluster {
     let policies = [("round_robin", Policy::RoundRobin)];
     let protocols = [("http1", Protocol::Http1), ("h2", Protocol::H2)];
-    if name.value.trim().is_empty() || name.value.chars().any(char::is_control) || name.value.len() > 400 {
-        let problem = Problem::error(name.span.clone(), "a cluster's name must be readable");
+    if !is_name(&name.value) {
+        let problem = Problem::error(name.span.clone(), "invalid name of a cluster");
         table.report(
-            problem.note(format!("expected a name of 1 to 100 characters, found {}", quote(&name.value))),
+            problem.note(format!(
+                "expected a name of 1 to 100 visible characters, found {}",
+                quote(&name.value)
+            )),
         );
     }
     let cluster = WrittenCluster {

@@ -4,9 +4,10 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
     Check, Health, HttpCheck,
+    addresses::{host, statuses, url_path},
     diagnostics::{Problem, Span},
     reader::{At, Switch, Table},
-    values::{choice, duration, host, number, statuses, text, url_path},
+    values::{choice, duration, number, text},
 };
 
 /// `None`: turned off.

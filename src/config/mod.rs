@@ -3,6 +3,7 @@
 //! `file.rs` is what was written, `resolve.rs` turns it into the types below, which can't be
 //! wrong; every problem found on the way is a `diagnostics::Problem` with its place in the file.
 
+mod addresses;
 mod diagnostics;
 mod file;
 mod health;
@@ -40,9 +41,12 @@ pub fn load(path: &Path) -> Result<(Config, Diagnostics), Diagnostics> {
 
 /// Reads a configuration from `text`; `name` stands in messages, relative paths start at `base`.
 pub fn parse(name: &str, text: &str, base: &Path) -> Result<(Config, Diagnostics), Diagnostics> {
-    let (written, mut problems) = syntax::read(text);
-    let config = written.and_then(|file| resolve::resolve(file, base, &mut problems));
-    let diagnostics = Diagnostics::new(name, text, problems).check()?;
+    let (tree, syntax) = syntax::read(text);
+    let reader = reader::Reader::new(syntax.is_broken());
+    let file = file::read(reader.top(tree.get_ref()));
+    let mut found = reader.into_problems();
+    let config = resolve::resolve(file, base, syntax.is_broken(), &mut found);
+    let diagnostics = Diagnostics::new(name, text, syntax.join(found)).check()?;
     match config {
         Some(config) => Ok((config, diagnostics)),
         None => Err(diagnostics),

@@ -49,11 +49,11 @@ pub(super) fn certificate(
     let key = reported(read_key(&key_file, &files.key), problems);
     problems.extend(check_mode(&key_file, &files.key.span));
     let chain = chain?;
-    let facts = reported(Facts::read(&chain, &chain_file, &files.chain.span), problems);
-    problems.extend(facts.iter().flat_map(|facts| facts.doubts(&chain_file, &files.chain.span)));
+    let facts = reported(Facts::read(&chain, &chain_file, &files.chain.span), problems)?;
     let key = key?;
-    reported(check_match(&chain, &key, files), problems)?;
-    let Facts { names, serial, not_after, .. } = facts?;
+    reported(check_match(&chain, &key, &chain_file, files), problems)?;
+    problems.extend(facts.doubts(&chain_file, &files.chain.span));
+    let Facts { names, serial, not_after, .. } = facts;
     Some(Certificate { chain_file, key_file, chain, key, names, serial, not_after })
 }
 
@@ -78,9 +78,8 @@ fn reported<T>(result: Checked<T>, problems: &mut Vec<Problem>) -> Option<T> {
 
 fn read_chain(path: &Path, written: &At<PathBuf>) -> Checked<Vec<CertificateDer<'static>>> {
     let file = PemFile::read(path, written)?;
-    let mut items = file.items()?;
+    let items = file.items()?;
     let has_key = items.iter().any(|item| private_key(item).is_some());
-    items.retain(|item| matches!(item, Item::X509Certificate(_)));
     let chain: Vec<_> = items
         .into_iter()
         .filter_map(
@@ -92,7 +91,7 @@ fn read_chain(path: &Path, written: &At<PathBuf>) -> Checked<Vec<CertificateDer<
     }
     let problem = file.problem("holds no certificate");
     let help = if has_key {
-        "it holds a private key: are `chain` and `key` swapped?"
+        "it holds a private key: name the file of the certificate here"
     } else if file.bytes.starts_with(b"\x30\x82") {
         "it looks like DER: convert it with `openssl x509 -inform der -in … -out …`"
     } else {
@@ -114,7 +113,7 @@ fn read_key(path: &Path, written: &At<PathBuf>) -> Checked<PrivateKeyDer<'static
     } else if items.is_empty() {
         "a PEM file with lines such as -----BEGIN PRIVATE KEY----- is expected"
     } else {
-        "it holds a certificate: are `chain` and `key` swapped?"
+        "it holds a certificate: name the file of the private key here"
     };
     Err(Box::new(problem.help(help)))
 }
@@ -149,9 +148,13 @@ impl<'a> PemFile<'a> {
     }
 
     fn items(&self) -> Checked<Vec<Item>> {
-        rustls_pemfile::read_all(&mut self.bytes.as_slice())
-            .collect::<Result<_, _>>()
-            .map_err(|error| Box::new(self.problem("is not a valid PEM file").note(error.to_string())))
+        rustls_pemfile::read_all(&mut self.bytes.as_slice()).collect::<Result<_, _>>().map_err(|_| {
+            Box::new(
+                self.problem("is damaged").help(
+                    "between -----BEGIN … and -----END … only lines of base64 are expected: copy it again",
+                ),
+            )
+        })
     }
 
     fn problem(&self, what: &str) -> Problem {
@@ -184,6 +187,7 @@ fn check_mode(path: &Path, span: &Span) -> Option<Problem> {
 fn check_match(
     chain: &[CertificateDer<'static>],
     key: &PrivateKeyDer<'static>,
+    chain_file: &Path,
     files: &CertificateFiles,
 ) -> Checked<()> {
     let signer = any_supported_type(key).map_err(|error| {
@@ -197,8 +201,7 @@ fn check_match(
     match verdict(leaf) {
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
         Err(Error::InconsistentKeys(_)) => {
-            let message =
-                format!("the key doesn't match the certificate in {}", quote_path(&files.chain.value));
+            let message = format!("the key doesn't match the certificate in {}", quote_path(chain_file));
             let problem = Problem::error(files.key.span.clone(), message);
             let help = if rest.iter().any(|other| verdict(other).is_ok()) {
                 "it matches a later certificate of the file: put that one first"
@@ -208,7 +211,7 @@ fn check_match(
             Err(Box::new(problem.help(help)))
         }
         Err(error) => {
-            let message = format!("the certificate in {} can't be used", quote_path(&files.chain.value));
+            let message = format!("the certificate in {} can't be used", quote_path(chain_file));
             Err(Box::new(Problem::error(files.chain.span.clone(), message).note(error.to_string())))
         }
     }

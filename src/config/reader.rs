@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::BTreeSet};
 
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeString, DeTable, DeValue},
 };
 
 use super::{
@@ -36,8 +36,17 @@ pub(super) struct Reader {
 
 #[derive(Debug)]
 struct Unknown {
-    path: String,
+    place: Place,
     key: At<String>,
+}
+
+/// Which table it is.
+#[derive(Debug, Clone, Default)]
+struct Place {
+    /// With `*` for a name that is free: `clusters.*.health`; empty for the top.
+    path: String,
+    /// With the name that is written: `clusters.web.health`.
+    written: String,
 }
 
 /// One table of the file; `finish` it when all keys are taken.
@@ -48,8 +57,7 @@ pub(super) struct Table<'t> {
     /// `None`: the table isn't written.
     entries: Option<&'t DeTable<'t>>,
     pub(super) span: Span,
-    /// Such as `clusters.*.health` or `listeners[]`; empty for the top.
-    path: String,
+    place: Place,
     asked: Vec<&'static str>,
 }
 
@@ -77,7 +85,7 @@ impl Reader {
     }
 
     pub(super) fn top<'t>(&'t self, entries: &'t DeTable<'t>) -> Table<'t> {
-        Table { reader: self, entries: Some(entries), span: 0..0, path: String::new(), asked: Vec::new() }
+        Table { reader: self, entries: Some(entries), span: 0..0, place: Place::default(), asked: Vec::new() }
     }
 
     /// Returns all problems, those about unknown keys among them.
@@ -104,17 +112,20 @@ impl Reader {
 impl Unknown {
     fn into_problem(self, asked: &BTreeSet<(String, &'static str)>) -> Problem {
         let key = &self.key.value;
-        let place =
-            if self.path.is_empty() { "at the top level".to_owned() } else { format!("in {}", self.path) };
-        let problem = Problem::error(self.key.span, format!("unknown key {} {place}", quote(key)));
-        let here = || asked.iter().filter(|(path, _)| *path == self.path).map(|(_, known)| *known);
+        let path = &self.place.path;
+        let place = match self.place.written.as_str() {
+            "" => "at the top level".to_owned(),
+            place => format!("in {}", header(place)),
+        };
+        let message = format!("unknown key {} {place}", quote(key));
+        let problem = Problem::error(self.key.span, message);
+        let here = || asked.iter().filter(|(other, _)| other == path).map(|(_, known)| *known);
         if let Some(known) = nearest(key, here()) {
             return problem.help(format!("did you mean \"{known}\"?"));
         }
         let elsewhere = asked.iter().find(|(_, known)| known == key);
         if let Some((path, _)) = elsewhere {
-            let place = if path.is_empty() { "the top level".to_owned() } else { path.clone() };
-            return problem.help(format!("\"{key}\" is a key of {place}"));
+            return problem.help(format!("\"{key}\" is a key of {}", header(path)));
         }
         problem.note(format!("expected one of {}", here().collect::<Vec<_>>().join(", ")))
     }
@@ -199,12 +210,11 @@ impl<'t> Table<'t> {
 
     /// A table under `key`; one that isn't written reads as empty.
     pub(super) fn table(&mut self, key: &'static str) -> Table<'t> {
-        let path = join(&self.path, key);
         let (entries, span) = match self.take(key) {
             None => (None, self.span.clone()),
             Some((_, value)) => (self.as_table(key, value), value.span()),
         };
-        Table { reader: self.reader, entries, span, path, asked: Vec::new() }
+        Table { reader: self.reader, entries, span, place: self.place.below(key), asked: Vec::new() }
     }
 
     /// The tables of a list of tables, `[[key]]`.
@@ -215,45 +225,36 @@ impl<'t> Table<'t> {
 
     /// The table that is an element of the list `key`.
     pub(super) fn child(&self, key: &str, value: &'t Spanned<DeValue<'t>>) -> Option<Table<'t>> {
-        let entries = Some(self.as_table(key, value)?);
-        let path = format!("{}[]", join(&self.path, key));
-        Some(Table { reader: self.reader, entries, span: value.span(), path, asked: Vec::new() })
+        let entries = self.as_table(key, value)?;
+        Some(self.inner(entries, value, self.place.below(&format!("{key}[]"))))
     }
 
-    /// The tables `[key.name]` with their names.
+    /// The tables `[key.name]` with their names, in alphabetical order.
     pub(super) fn named_tables(&mut self, key: &'static str) -> Vec<(At<String>, Table<'t>)> {
         let Some((_, value)) = self.take(key) else { return Vec::new() };
         let Some(entries) = self.as_table(key, value) else { return Vec::new() };
-        let path = format!("{}.*", join(&self.path, key));
-        let mut tables = Vec::new();
-        for (name, value) in entries {
+        let named = |(name, value): (&Spanned<DeString<'t>>, &'t Spanned<DeValue<'t>>)| {
             let name = At { value: name.get_ref().to_string(), span: name.span() };
-            if let Some(entries) = self.as_table(&format!("{key}.{}", name.value), value) {
-                let span = value.span();
-                let entries = Some(entries);
-                tables.push((
-                    name,
-                    Table { reader: self.reader, entries, span, path: path.clone(), asked: Vec::new() },
-                ));
-            }
-        }
+            let entries = self.as_table(&format!("{key}.{}", name.value), value)?;
+            let table = self.inner(entries, value, self.place.below(key).named(&name.value));
+            Some((name, table))
+        };
+        let mut tables: Vec<_> = entries.iter().filter_map(named).collect();
+        tables.sort_by(|(one, _), (other, _)| one.value.cmp(&other.value));
         tables
+    }
+
+    fn inner(&self, entries: &'t DeTable<'t>, value: &Spanned<DeValue<'_>>, place: Place) -> Table<'t> {
+        Table { reader: self.reader, entries: Some(entries), span: value.span(), place, asked: Vec::new() }
     }
 
     /// A table that may be written as `true` or `false` too; `None` if it isn't written.
     pub(super) fn switch(&mut self, key: &'static str) -> Option<Switch<'t>> {
         let (_, value) = self.take(key)?;
-        let path = join(&self.path, key);
         match value.get_ref() {
             DeValue::Boolean(false) => Some(Switch::Off),
             DeValue::Boolean(true) => Some(Switch::On),
-            DeValue::Table(entries) => Some(Switch::Table(Table {
-                reader: self.reader,
-                entries: Some(entries),
-                span: value.span(),
-                path,
-                asked: Vec::new(),
-            })),
+            DeValue::Table(entries) => Some(Switch::Table(self.inner(entries, value, self.place.below(key)))),
             _ => {
                 self.reader.refuse(key, value, Refusal::new("a table, true or false"));
                 None
@@ -263,8 +264,8 @@ impl<'t> Table<'t> {
 
     fn missing(&self, key: &str, example: &str) {
         if !self.reader.broken {
-            let place = if self.path.is_empty() { String::new() } else { format!(" in {}", self.path) };
-            let problem = Problem::error(self.span.clone(), format!("missing key \"{key}\"{place}"));
+            let message = format!("missing key \"{key}\" in {}", header(&self.place.written));
+            let problem = Problem::error(self.span.clone(), message);
             self.reader.report(problem.help(format!("add `{key} = {example}`")));
         }
     }
@@ -282,10 +283,10 @@ impl<'t> Table<'t> {
         for (key, _) in self.entries.into_iter().flatten() {
             if !self.asked.contains(&key.get_ref().as_ref()) {
                 let key = At { value: key.get_ref().to_string(), span: key.span() };
-                self.reader.unknown.borrow_mut().push(Unknown { path: self.path.clone(), key });
+                self.reader.unknown.borrow_mut().push(Unknown { place: self.place.clone(), key });
             }
         }
-        let asked = self.asked.into_iter().map(|key| (self.path.clone(), key));
+        let asked = self.asked.into_iter().map(|key| (self.place.path.clone(), key));
         self.reader.asked.borrow_mut().extend(asked);
     }
 
@@ -310,6 +311,27 @@ impl<'t> Table<'t> {
         }
         self.reader.refuse(key, value, Refusal::new("a table"));
         None
+    }
+}
+
+impl Place {
+    /// The table under a key of this one.
+    fn below(&self, key: &str) -> Self {
+        Self { path: join(&self.path, key), written: join(&self.written, key) }
+    }
+
+    /// The table under a name that the file gives.
+    fn named(&self, name: &str) -> Self {
+        Self { path: join(&self.path, "*"), written: join(&self.written, name) }
+    }
+}
+
+/// A table as its header is written: `[clusters.web]`, `[[listeners]]`.
+fn header(path: &str) -> String {
+    match path.strip_suffix("[]") {
+        _ if path.is_empty() => "the top level".to_owned(),
+        Some(list) => format!("[[{}]]", list.replace("[]", "")),
+        None => format!("[{}]", path.replace("[]", "")),
     }
 }
 

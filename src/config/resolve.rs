@@ -12,10 +12,17 @@ use super::{
 };
 
 /// Returns `None` only after an error was reported; what is returned beside errors is of no use.
-pub(super) fn resolve(file: File, base: &Path, problems: &mut Vec<Problem>) -> Option<Config> {
+///
+/// In a broken file names aren't looked up, since what they name may be on a broken line.
+pub(super) fn resolve(
+    file: File,
+    base: &Path,
+    is_broken: bool,
+    problems: &mut Vec<Problem>,
+) -> Option<Config> {
     listeners::check(&file.listeners, file.admin.as_ref(), problems);
     let names = listeners::names(&file.listeners);
-    let routes = routes::resolve(&file, &names, problems);
+    let routes = if is_broken { None } else { routes::resolve(&file, &names, problems) };
     let log = log(file.log, base, problems);
     let clusters: Vec<_> =
         file.clusters.into_iter().map(|written| cluster(written, base, problems)).collect();

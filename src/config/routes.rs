@@ -6,6 +6,7 @@ use super::{
     file::{File, WrittenListener, WrittenRoute},
     reader::At,
     suggest::nearest,
+    values::one_of,
 };
 
 /// What a route matches.
@@ -66,7 +67,7 @@ fn look_up(name: &At<String>, known: &[&str], what: &str, problems: &mut Vec<Pro
             Some(known) => problem.help(format!("did you mean {}?", quote(known))),
             None => match known.take(10).map(quote).collect::<Vec<_>>() {
                 known if known.is_empty() => problem.note(format!("the file has no {what}")),
-                known => problem.note(format!("expected one of {}", known.join(", "))),
+                known => problem.note(format!("expected {}", one_of(&known))),
             },
         });
     }
@@ -115,7 +116,7 @@ fn check_reach(matches: &[Option<Match<'_>>], listeners: &[WrittenListener], pro
 }
 
 fn redirects(listener: &WrittenListener) -> bool {
-    listener.redirect_to_https.as_ref().is_some_and(|redirect| redirect.value)
+    listener.tls.is_none() && listener.redirect_to_https.as_ref().is_some_and(|redirect| redirect.value)
 }
 
 /// Warns of clusters without a route and of a file without any.

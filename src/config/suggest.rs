@@ -26,7 +26,7 @@ fn distance(a: &str, b: &str) -> usize {
     for i in 1..=a.len() {
         let mut row = vec![i; b.len() + 1];
         for j in 1..=b.len() {
-            let replaced = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let replaced = last[j - 1] + replacement_cost(a[i - 1], b[j - 1]);
             row[j] = replaced.min(last[j] + 1).min(row[j - 1] + 1);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 row[j] = row[j].min(before[j - 2] + 1);
@@ -35,6 +35,15 @@ fn distance(a: &str, b: &str) -> usize {
         before = std::mem::replace(&mut last, row);
     }
     last[b.len()]
+}
+
+/// Another digit is another number rather than a slip: 2 for it.
+fn replacement_cost(a: char, b: char) -> usize {
+    match a {
+        _ if a == b => 0,
+        _ if a.is_ascii_digit() && b.is_ascii_digit() => 2,
+        _ => 1,
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +71,7 @@ mod tests {
         assert_eq!(nearest("Limit", known), Some("limits"));
         assert_eq!(nearest("TLS", known), Some("tls"));
         assert_eq!(nearest("certificate", known), None);
+        assert_eq!(nearest("http2", ["http1", "h2"]), None);
         assert_eq!(nearest("x", known), None);
         assert_eq!(nearest(&"tls".repeat(1000), known), None);
     }

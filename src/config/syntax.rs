@@ -1,39 +1,55 @@
-//! From text to the file as written: TOML's own errors, and what is still said beside them.
+//! TOML's own errors, and what is still said about a file that has some.
 
-use toml::de::DeTable;
+use std::collections::BTreeSet;
 
-use super::{
-    diagnostics::{Diagnostics, Problem, Span},
-    file::{self, File},
-    reader::Reader,
-};
+use toml::{Spanned, de::DeTable};
 
-/// Reads a text; `None` instead of the file if lines of it are not TOML, since what they say is
-/// missing from it.
-pub(super) fn read(text: &str) -> (Option<File>, Vec<Problem>) {
-    let (tree, errors) = DeTable::parse_recoverable(text);
-    let reader = Reader::new(!errors.is_empty());
-    let file = file::read(reader.top(tree.get_ref()));
-    let found = reader.into_problems();
-    if errors.is_empty() {
-        return (Some(file), found);
-    }
-    let mut problems: Vec<Problem> = errors.iter().map(|error| syntax_problem(error, text)).collect();
-    let broken_lines: Vec<Span> = problems
-        .iter()
-        .filter_map(|problem| problem.span.as_ref())
-        .map(|span| lines_of(span, text))
-        .collect();
-    // What was read from a broken line is a guess, and so is what is said about it.
-    let on_broken_line = |problem: &Problem| {
-        problem.span.as_ref().is_none_or(|span| {
-            let lines = lines_of(span, text);
-            broken_lines.iter().any(|broken| lines.start < broken.end && broken.start < lines.end)
-        })
-    };
-    problems.extend(found.into_iter().filter(|problem| !on_broken_line(problem)));
-    (None, problems)
+use super::diagnostics::{Diagnostics, Problem, Severity, Span};
+
+/// The lines of a text that are not TOML.
+pub(super) struct Syntax<'t> {
+    text: &'t str,
+    errors: Vec<Problem>,
+    /// Where the lines begin that have an error.
+    broken_lines: BTreeSet<usize>,
 }
+
+/// Reads as much of the text as can be understood.
+pub(super) fn read(text: &str) -> (Spanned<DeTable<'_>>, Syntax<'_>) {
+    let (tree, errors) = DeTable::parse_recoverable(text);
+    let errors: Vec<Problem> = errors.iter().map(|error| syntax_problem(error, text)).collect();
+    let spans = errors.iter().filter_map(|problem| problem.span.as_ref());
+    let broken_lines =
+        spans.flat_map(|span| [line_start(span.start, text), line_start(span.end, text)]).collect();
+    (tree, Syntax { text, errors, broken_lines })
+}
+
+impl Syntax<'_> {
+    pub(super) fn is_broken(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
+    /// Joins the errors of the syntax with what else was found. Of a broken file only that is kept
+    /// which can't come from a line that was misread: errors at a place outside those lines.
+    pub(super) fn join(self, mut found: Vec<Problem>) -> Vec<Problem> {
+        if self.is_broken() {
+            found.retain(|problem| {
+                let is_sound = |span: &Span| !self.touches_broken_line(span);
+                problem.severity == Severity::Error && problem.span.as_ref().is_some_and(is_sound)
+            });
+            found.extend(self.errors);
+        }
+        found
+    }
+
+    fn touches_broken_line(&self, span: &Span) -> bool {
+        let lines = line_start(span.start, self.text)..=line_start(span.end, self.text);
+        self.broken_lines.range(lines).next().is_some()
+    }
+}
+
+/// What the parser says where a value is not one of TOML's.
+const UNQUOTED: &str = "string values must be quoted";
 
 fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
     let (message, expected) = match error.message().split_once(", expected ") {
@@ -45,26 +61,23 @@ fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
         error.span().map_or(end..end, |span| span.start.min(end)..span.end.clamp(span.start.min(end), end));
     let problem = Problem::error(span.clone(), message);
     let problem = match expected {
-        Some(expected) if expected != "nothing" => problem.note(format!("expected {expected}")),
+        Some(expected) if expected != "nothing" && message != UNQUOTED => {
+            problem.note(format!("expected {expected}"))
+        }
         _ => problem,
     };
     let found = text.get(span).unwrap_or_default();
     match message {
-        "string values must be quoted" if !found.is_empty() && !found.contains(['"', '\n']) => {
-            problem.help(format!("write \"{found}\""))
-        }
-        "duplicate key" => problem.help("keep one of them; a list of tables is written [[name]]"),
+        UNQUOTED if found.is_empty() => Problem { message: "missing value".to_owned(), ..problem },
+        UNQUOTED if !found.contains(['"', '\n']) => problem.help(format!("write \"{found}\"")),
+        "duplicate key" => problem.help("keep one of them"),
         _ => problem,
     }
 }
 
-/// The whole lines that a span touches.
-fn lines_of(span: &Span, text: &str) -> Span {
-    let bytes = text.as_bytes();
-    let start = bytes[..span.start].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let end =
-        bytes[span.end..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| span.end + at);
-    start..end + 1
+/// Where the line begins that holds the byte.
+fn line_start(at: usize, text: &str) -> usize {
+    text.as_bytes()[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1)
 }
 
 /// The problem of a file whose bytes are no text.

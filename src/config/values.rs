@@ -1,13 +1,15 @@
-//! Single values: from TOML to durations, sizes, addresses, hosts and choices.
+//! Single values: from TOML to names, numbers, durations, sizes and choices.
 //!
 //! Each function takes a value as written and returns it, or says what was expected instead.
 
-use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use ipnet::IpNet;
 use toml::de::DeValue;
 
-use super::{Backend, HostMatch, diagnostics::quote, suggest::nearest};
+use super::{
+    diagnostics::{printable, quote},
+    suggest::nearest,
+};
 
 /// The longest duration that is accepted; far from every overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -19,7 +21,7 @@ pub(super) struct Refusal {
     pub(super) help: Option<String>,
 }
 
-type Outcome<T> = Result<T, Refusal>;
+pub(super) type Outcome<T> = Result<T, Refusal>;
 
 impl Refusal {
     pub(super) fn new(expected: impl Into<String>) -> Self {
@@ -46,7 +48,7 @@ pub(super) fn describe(value: &DeValue<'_>) -> String {
     }
 }
 
-fn string<'v>(value: &'v DeValue<'_>, expected: &str) -> Outcome<&'v str> {
+pub(super) fn string<'v>(value: &'v DeValue<'_>, expected: &str) -> Outcome<&'v str> {
     let DeValue::String(text) = value else {
         let refusal = Refusal::new(expected);
         return Err(match value {
@@ -69,10 +71,14 @@ pub(super) fn boolean(value: &DeValue<'_>) -> Outcome<bool> {
 
 /// A name that people read in metrics and logs.
 pub(super) fn name(value: &DeValue<'_>) -> Outcome<String> {
-    let expected = "a name of 1 to 100 characters";
+    let expected = "a name of 1 to 100 visible characters";
     let text = string(value, expected)?;
-    let fits = !text.trim().is_empty() && text.chars().count() <= 100 && !text.chars().any(char::is_control);
-    if fits { Ok(text.to_owned()) } else { Err(Refusal::new(expected)) }
+    if is_name(text) { Ok(text.to_owned()) } else { Err(Refusal::new(expected)) }
+}
+
+/// Whether people can tell the name from others when they read it.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.trim().is_empty() && text.chars().count() <= 100 && printable(text) == text
 }
 
 /// Any text but the empty one.
@@ -152,6 +158,9 @@ pub(super) fn duration(value: &DeValue<'_>) -> Outcome<Duration> {
         "h" => 60 * 60 * 1000,
         "d" => 24 * 60 * 60 * 1000,
         "" => return Err(refusal().help(format!("add a unit: \"{count}s\""))),
+        _ if unit.contains(|character: char| character.is_ascii_digit()) => {
+            return Err(refusal().help("write a whole number and one unit"));
+        }
         _ => return Err(refusal().help("the units are ms, s, m, h and d")),
     };
     match count.checked_mul(milliseconds).map(Duration::from_millis) {
@@ -243,11 +252,7 @@ pub(super) fn size_text(bytes: u64) -> String {
 /// One of a few words, each with its meaning.
 pub(super) fn choice<T: Clone>(known: &[(&'static str, T)]) -> impl Fn(&DeValue<'_>) -> Outcome<T> {
     move |value| {
-        let words: Vec<String> = known.iter().map(|(word, _)| quote(word)).collect();
-        let refusal = Refusal::new(match words.as_slice() {
-            [only] => only.clone(),
-            words => format!("one of {}", words.join(", ")),
-        });
+        let refusal = Refusal::new(one_of(&known.iter().map(|(word, _)| quote(word)).collect::<Vec<_>>()));
         let DeValue::String(text) = value else { return Err(refusal) };
         if let Some((_, meaning)) = known.iter().find(|(word, _)| word == text) {
             return Ok(meaning.clone());
@@ -259,188 +264,84 @@ pub(super) fn choice<T: Clone>(known: &[(&'static str, T)]) -> impl Fn(&DeValue<
     }
 }
 
-/// An address that can be bound: an IP address and a port.
-pub(super) fn socket_address(value: &DeValue<'_>) -> Outcome<SocketAddr> {
-    let expected = "an IP address and a port such as \"0.0.0.0:443\" or \"[::]:443\"";
-    let refusal = Refusal::new(expected);
-    let text = match value {
-        DeValue::String(text) => text.as_ref(),
-        DeValue::Integer(port) => return Err(refusal.help(format!("write \"0.0.0.0:{port}\""))),
-        _ => return Err(refusal),
-    };
-    text.parse().map_err(|_| {
-        let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
-        if text.parse::<u16>().is_ok() {
-            refusal.help(format!("write \"0.0.0.0:{text}\" for all IPv4 addresses of this machine"))
-        } else if matches!(host, "" | "*") && port.parse::<u16>().is_ok() {
-            refusal.help(format!("write \"0.0.0.0:{port}\" for all IPv4 addresses of this machine"))
-        } else if text.parse::<std::net::Ipv6Addr>().is_ok() {
-            refusal.help(format!("write an IPv6 address in brackets and add a port: \"[{text}]:443\""))
-        } else if text.parse::<std::net::IpAddr>().is_ok() {
-            refusal.help(format!("add a port: \"{text}:443\""))
-        } else if host == "localhost" {
-            refusal.help(format!("write \"127.0.0.1:{port}\""))
-        } else {
-            refusal
+/// What is expected where one of a few words is.
+pub(super) fn one_of(words: &[String]) -> String {
+    match words {
+        [only] => only.clone(),
+        words => format!("one of {}", words.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn string_value(text: &str) -> DeValue<'_> {
+        DeValue::String(text.into())
+    }
+
+    fn milliseconds(text: &str) -> Option<u128> {
+        duration(&string_value(text)).ok().map(|duration| duration.as_millis())
+    }
+
+    #[test]
+    fn durations_have_one_unit_and_are_longer_than_nothing() {
+        let cases =
+            [("1ms", 1), ("250ms", 250), ("2s", 2000), ("10 s", 10_000), ("5m", 300_000), ("1h", 3_600_000)];
+        for (text, expected) in cases {
+            assert_eq!(milliseconds(text), Some(expected), "{text}");
         }
-    })
-}
-
-/// A network such as `10.0.0.0/8`, or one address.
-pub(super) fn network(value: &DeValue<'_>) -> Outcome<IpNet> {
-    let expected = "an IP address or a network such as \"10.0.0.0/8\"";
-    let text = string(value, expected)?;
-    if let Ok(address) = text.parse::<std::net::IpAddr>() {
-        return Ok(IpNet::from(address));
-    }
-    let network: IpNet = text.parse().map_err(|_| Refusal::new(expected))?;
-    if network.trunc() == network {
-        return Ok(network);
-    }
-    let refusal = Refusal::new("a network with zeros after its prefix");
-    Err(refusal.help(format!("did you mean \"{}\"?", network.trunc())))
-}
-
-/// A backend's `host:port`, of weight 1.
-pub(super) fn backend_address(value: &DeValue<'_>) -> Outcome<Backend> {
-    let refusal = || Refusal::new("a backend such as \"10.0.0.11:8080\"");
-    let text = string(value, &refusal().expected)?;
-    if let Some((scheme, rest)) = text.split_once("://") {
-        let rest = rest.trim_end_matches('/');
-        return Err(refusal().help(match scheme {
-            "https" => format!("write \"{rest}\", and `tls = true` in the cluster"),
-            _ => format!("write \"{rest}\""),
-        }));
-    }
-    let bad_port = || refusal().help("the port is a number from 1 to 65535");
-    let (host, port) = if let Ok(address) = text.parse::<std::net::SocketAddrV6>() {
-        (address.ip().to_string(), address.port())
-    } else if let Some((host, port)) = text.rsplit_once(':') {
-        (host_name(host).ok_or_else(refusal)?, port.parse().map_err(|_| bad_port())?)
-    } else {
-        return Err(refusal().help(format!("add a port: {}", quote(&format!("{text}:80")))));
-    };
-    if port == 0 {
-        return Err(bad_port());
-    }
-    Ok(Backend { address: text.to_owned(), host, port, weight: 1 })
-}
-
-/// Returns a DNS name or IPv4 address in lower case without final dot, if `text` is one.
-fn host_name(text: &str) -> Option<String> {
-    let text = text.strip_suffix('.').unwrap_or(text);
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-    };
-    (text.len() <= 253 && text.split('.').all(label)).then(|| text.to_ascii_lowercase())
-}
-
-/// The host of a route: a name, an address, or `*.` and a name.
-pub(super) fn host_match(value: &DeValue<'_>) -> Outcome<HostMatch> {
-    let refusal = || Refusal::new("a host such as \"example.com\" or \"*.example.com\"");
-    let text = string(value, &refusal().expected)?;
-    if text == "*" {
-        return Err(refusal().help("for every host, leave `host` out"));
-    }
-    if let Some(rest) = text.strip_prefix("*.") {
-        return host_name(rest).map(HostMatch::Wildcard).ok_or_else(refusal);
-    }
-    host(value).map(HostMatch::Exact).map_err(|inner| Refusal {
-        help: match inner.help {
-            None if text.contains('*') => {
-                Some("a wildcard stands for whole labels in front: \"*.\"".to_owned())
-            }
-            help => help,
-        },
-        ..refusal()
-    })
-}
-
-/// A host name or address as it stands in `Host`, without a port.
-pub(super) fn host(value: &DeValue<'_>) -> Outcome<String> {
-    let refusal = || Refusal::new("a host such as \"example.com\"");
-    let text = string(value, &refusal().expected)?;
-    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    if let Some(address) = inner.and_then(|inner| inner.parse::<std::net::Ipv6Addr>().ok()) {
-        return Ok(format!("[{address}]"));
-    }
-    host_name(text).ok_or_else(|| {
-        let bare = text.split_once("://").map_or(text, |(_, rest)| rest);
-        let bare = bare.split(['/', ':']).next().unwrap_or(bare);
-        if !text.is_ascii() {
-            refusal().help("write an international name in its ASCII form, xn--…")
-        } else if bare != text && host_name(bare).is_some() {
-            refusal().help(format!("write the host alone, without scheme, port and path: {}", quote(bare)))
-        } else {
-            refusal()
+        assert_eq!(milliseconds("365d"), Some(LONGEST.as_millis()));
+        for text in
+            ["", "s", "1", "0s", "-1s", "+1s", "1.5s", "1S", "1 s ", "1m30s", "366d", "99999999999999999999s"]
+        {
+            assert_eq!(milliseconds(text), None, "{text}");
         }
-    })
-}
+        assert_eq!(milliseconds(&format!("{}d", u64::MAX)), None);
+    }
 
-/// The path of a route: a prefix on segment borders, without a final `/`.
-pub(super) fn path_prefix(value: &DeValue<'_>) -> Outcome<String> {
-    let refusal = || Refusal::new("a path that begins with \"/\"");
-    let text = url_path(value)?;
-    let dots = |segment: &str| matches!(segment, "." | "..");
-    if let Some(stem) = text.strip_suffix("/*").or_else(|| text.strip_suffix('*')) {
-        let stem = if stem.is_empty() { "/" } else { stem };
-        return Err(
-            refusal().help(format!("a path matches all paths below it already: write {}", quote(stem)))
-        );
+    #[test]
+    fn sizes_have_binary_and_decimal_units_and_no_overflow() {
+        let bytes = |text: &str| any_size(&string_value(text)).ok();
+        let cases = [
+            ("0", 0),
+            ("100", 100),
+            ("1B", 1),
+            ("64KiB", 65_536),
+            ("10MB", 10_000_000),
+            ("1 GiB", 1 << 30),
+            ("2kB", 2000),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(bytes(text), Some(expected), "{text}");
+        }
+        for text in
+            ["", "KiB", "64k", "64kib", "-1", "1.5MiB", "1KiB2", "18446744073709551616", "17179869184GiB"]
+        {
+            assert_eq!(bytes(text), None, "{text}");
+        }
+        assert_eq!(bytes("17179869183GiB"), Some(17_179_869_183 << 30));
     }
-    if text.contains(['?', '#']) {
-        return Err(refusal().help("routes match the path alone, not the query"));
-    }
-    if text.contains("//") || text.split('/').any(dots) {
-        return Err(Refusal::new("a path without empty, \".\" or \"..\" segments"));
-    }
-    let trimmed = text.strip_suffix('/').unwrap_or(&text);
-    Ok(if trimmed.is_empty() { "/".to_owned() } else { trimmed.to_owned() })
-}
 
-/// A path with or without a query, as it stands in a request line.
-pub(super) fn url_path(value: &DeValue<'_>) -> Outcome<String> {
-    let refusal = || Refusal::new("a path that begins with \"/\"");
-    let text = string(value, &refusal().expected)?;
-    if !text.starts_with('/') {
-        return Err(if text.is_empty() {
-            refusal()
-        } else {
-            refusal().help(format!("write {}", quote(&format!("/{text}"))))
-        });
+    #[test]
+    fn a_range_of_sizes_includes_both_ends() {
+        let size = size::<u32>(100..=200);
+        let accepted = |text: &str| size(&string_value(text)).is_ok();
+        assert_eq!(["99", "100", "200", "201"].map(accepted), [false, true, true, false]);
     }
-    if text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Ok(text.to_owned());
-    }
-    Err(Refusal::new("a path of printable ASCII characters")
-        .help("write other characters percent-encoded: \"%20\""))
-}
 
-/// Status codes such as `200-399` or `200,204,300-399`.
-pub(super) fn statuses(value: &DeValue<'_>) -> Outcome<Vec<RangeInclusive<u16>>> {
-    let refusal = || Refusal::new("status codes such as \"200-399\" or \"200,204\", from 100 to 599");
-    let written = match value {
-        DeValue::String(text) => text.to_string(),
-        DeValue::Integer(number) => number.to_string(),
-        _ => return Err(refusal()),
-    };
-    let status = |text: &str| {
-        let text = text.trim();
-        let digits = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse().ok().filter(|status| digits && (100..=599).contains(status)).ok_or_else(refusal)
-    };
-    written
-        .split(',')
-        .map(|part| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last) = (status(first)?, status(last)?);
-            if first <= last {
-                return Ok(first..=last);
-            }
-            Err(refusal().help(format!("did you mean \"{last}-{first}\"?")))
-        })
-        .collect()
+    #[test]
+    fn a_size_beyond_its_type_is_refused() {
+        let size = size::<u32>(0..=u64::MAX);
+        assert_eq!(size(&string_value("4294967295")), Ok(u32::MAX));
+        assert!(size(&string_value("4GiB")).is_err());
+    }
+
+    #[test]
+    fn writes_sizes_with_the_largest_unit_that_fits() {
+        let cases = [(0, "0B"), (65_535, "65535B"), (1024, "1KiB"), (3 << 20, "3MiB"), (1 << 30, "1GiB")];
+        for (bytes, text) in cases {
+            assert_eq!(size_text(bytes), text);
+        }
+    }
 }

@@ -31,7 +31,7 @@ fn folder() -> tempfile::TempDir {
         site.not_before = rcgen::date_time_ymd(years.start, 1, 1);
         site.not_after = rcgen::date_time_ymd(years.end, 1, 1);
         site.serial_number = Some(0x2a_u64.into());
-        (site.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+        (site.signed_by(&key, &issuer).unwrap(), key.serialize_pem())
     };
 
     let site = issue(&["Example.com", "*.example.com", "127.0.0.1"], 2020..2090);
@@ -46,28 +46,23 @@ fn folder() -> tempfile::TempDir {
         ("early", &early),
         ("nameless", &nameless),
     ] {
-        write(&format!("{name}.crt"), chain);
+        write(&format!("{name}.crt"), &chain.pem());
         write(&format!("{name}.key"), key);
     }
     write("ca.crt", &ca_pem);
-    write("reversed.crt", &format!("{ca_pem}{}", site.0));
+    write("reversed.crt", &format!("{ca_pem}{}", site.0.pem()));
     write("encrypted.key", &site.1.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
-    write("broken.crt", &site.0.replace("MII", "!!!"));
+    write("broken.crt", &site.0.pem().replace("MII", "!!!"));
     write("empty.crt", "");
     write("world.key", &site.1);
     fs::set_permissions(certs.join("world.key"), fs::Permissions::from_mode(0o644)).unwrap();
-    let der = rustls_pemfile::certs(&mut site.0.as_bytes()).next().unwrap().unwrap();
-    fs::write(certs.join("site.der"), der).unwrap();
+    fs::write(certs.join("site.der"), site.0.der()).unwrap();
     folder
 }
 
 fn write_private(path: &Path, content: &str) {
     fs::write(path, content).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
-}
-
-fn parse(text: &str) -> Loaded {
-    config::parse("portcullis.toml", text, folder().path())
 }
 
 /// The TOML files of a folder of the package, sorted; never none.
@@ -95,10 +90,8 @@ fn examples_have_no_problems() {
     }
 }
 
-#[test]
-fn summary_shows_listeners_routes_in_order_and_clusters() {
-    let folder = folder();
-    let text = r#"
+/// A file with every kind of listener, route and cluster, and the summary of it.
+const SERVED: &str = r#"
         workers = 4
         [admin]
         address = "127.0.0.1:9090"
@@ -134,8 +127,7 @@ fn summary_shows_listeners_routes_in_order_and_clusters() {
         tls = { ca = "certs/ca.crt", server_name = "api.example.com" }
         health = false
     "#;
-    let (config, _) = config::parse("portcullis.toml", text, folder.path()).unwrap();
-    let expected = "\
+const SUMMARY: &str = "\
 listeners
   plain  0.0.0.0:80  http, redirects to https
   0.0.0.0:443  https, TLS 1.2 and 1.3
@@ -157,8 +149,12 @@ clusters
 admin on http://127.0.0.1:9090
 4 workers
 ";
-    let summary = config.summary().replace(&folder.path().display().to_string(), "DIR");
-    assert_eq!(summary, expected);
+
+#[test]
+fn summary_shows_listeners_routes_in_order_and_clusters() {
+    let folder = folder();
+    let (config, _) = config::parse("portcullis.toml", SERVED, folder.path()).unwrap();
+    assert_eq!(config.summary().replace(&folder.path().display().to_string(), "DIR"), SUMMARY);
 }
 
 /// What the reference must set because there is no default, and nothing else.
@@ -214,20 +210,35 @@ fn reference_shows_the_defaults_that_are_used() {
     assert_eq!(without_default, expected);
 }
 
-/// The lines that differ; empty if none does.
+/// The lines between the first and the last that differ; empty if none does.
 fn difference(what: &str, expected: &str, found: &str) -> String {
     if expected == found {
         return String::new();
     }
-    let (expected, found): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
-    let differing: String = (0..expected.len().max(found.len()))
-        .filter(|index| expected.get(*index) != found.get(*index))
-        .map(|index| {
-            let line = |lines: &[&str], sign| lines.get(index).map(|line| format!("{sign} {line}\n"));
-            line(&expected, '-').unwrap_or_default() + &line(&found, '+').unwrap_or_default()
+    let (mut expected, mut found): (Vec<&str>, Vec<&str>) =
+        (expected.lines().collect(), found.lines().collect());
+    for _ in 0..2 {
+        let same = expected.iter().zip(&found).take_while(|(one, other)| one == other).count();
+        expected.drain(..same);
+        found.drain(..same);
+        expected.reverse();
+        found.reverse();
+    }
+    let lines = |lines: &[&str], sign| {
+        lines.iter().fold(String::new(), |text, line| {
+            format!(
+                "{text}{sign} {line}
+"
+            )
         })
-        .collect();
-    format!("{what}: expected (-) and found (+) differ\n{differing}\n")
+    };
+    format!(
+        "{what}: expected (-) and found (+)
+{}{}
+",
+        lines(&expected, '-'),
+        lines(&found, '+')
+    )
 }
 
 /// Compares what each file of a folder of the corpus prints with the text beside it; a file
@@ -269,4 +280,123 @@ fn valid_files_print_at_most_warnings() {
         loaded.as_ref().is_ok_and(|(_, diagnostics)| diagnostics.count(Severity::Error) == 0)
     });
     assert!(files("tests/config/valid").len() >= 20);
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_reported_at_once() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/invalid/many_mistakes.toml");
+    let folder = folder();
+    let diagnostics = config::parse("a", &fs::read_to_string(file).unwrap(), folder.path()).unwrap_err();
+    assert_eq!(diagnostics.count(Severity::Error), 14);
+}
+
+#[test]
+fn load_reads_relative_to_the_file() {
+    let folder = folder();
+    let file = folder.path().join("portcullis.toml");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/minimal.toml"), &file).unwrap();
+    let (config, _) = config::load(&file).unwrap();
+    let tls = config.listeners[0].tls.as_ref().unwrap();
+    assert_eq!(tls.certificates[0].chain_file, folder.path().join("certs/site.crt"));
+    assert_eq!(tls.certificates[0].names, ["example.com", "*.example.com", "127.0.0.1"]);
+    assert_eq!(tls.certificates[0].serial, "2a");
+    assert_eq!(config.clusters[0].backends.len(), 3);
+}
+
+#[test]
+fn load_says_why_a_file_cannot_be_read() {
+    let folder = folder();
+    let shown = |path: &Path| config::load(path).unwrap_err().to_string();
+    let missing = shown(&folder.path().join("none.toml"));
+    assert!(missing.contains("can't be read: no such file or directory"), "{missing}");
+    let binary = folder.path().join("binary.toml");
+    fs::write(&binary, b"# text\nx = \"\xff\"\n").unwrap();
+    let binary = shown(&binary);
+    assert!(binary.contains("error: this is not UTF-8\n") && binary.contains(":2:6\n"), "{binary}");
+}
+
+/// Checks what holds for every result: an error where there is no configuration, places inside
+/// the text, nothing in the output that moves a terminal's cursor.
+fn check_invariants(text: &str, loaded: Loaded) -> Result<(), TestCaseError> {
+    let is_error = loaded.is_err();
+    let (Ok((_, diagnostics)) | Err(diagnostics)) = loaded;
+    prop_assert_eq!(is_error, diagnostics.count(Severity::Error) > 0);
+    for problem in diagnostics.problems() {
+        let Some(span) = &problem.span else { continue };
+        prop_assert!(span.start <= span.end && span.end <= text.len(), "{:?}", problem);
+    }
+    let shown = diagnostics.to_string();
+    prop_assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{:?}", shown);
+    Ok(())
+}
+
+/// Every file that ships or is in the corpus.
+fn seeds() -> Vec<String> {
+    ["config", "tests/config/valid", "tests/config/invalid"]
+        .iter()
+        .flat_map(|folder| files(folder))
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect()
+}
+
+/// Pieces that are likely to matter to the parser or to us.
+const PIECES: [&str; 20] = [
+    "[",
+    "]",
+    "[[",
+    "]]",
+    "{",
+    "}",
+    "\"",
+    "'''",
+    "=",
+    ".",
+    "\n",
+    "\r",
+    "\0",
+    "\u{1b}[2J",
+    "\u{202e}",
+    "é",
+    "1e9",
+    "\"0s\"",
+    "[clusters.web]\n",
+    "-1",
+];
+
+proptest! {
+    #[test]
+    fn any_text_gives_a_configuration_or_errors_with_places(text in any::<String>()) {
+        check_invariants(&text, config::parse("a.toml", &text, Path::new("/nonexistent")))?;
+    }
+
+    #[test]
+    fn any_bytes_give_a_configuration_or_errors(bytes in any::<Vec<u8>>()) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), &bytes).unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        check_invariants(&text, config::load(file.path()))?;
+    }
+
+    #[test]
+    fn a_damaged_file_gives_a_configuration_or_errors_with_places(
+        seed in proptest::sample::select(seeds()),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0..8_usize, 0..=PIECES.len()), 1..6),
+    ) {
+        let mut characters: Vec<char> = seed.chars().collect();
+        for (at, removed, piece) in edits {
+            let start = at.index(characters.len() + 1);
+            let end = (start + removed).min(characters.len());
+            characters.splice(start..end, PIECES.get(piece).unwrap_or(&"").chars());
+        }
+        let text: String = characters.into_iter().collect();
+        check_invariants(&text, config::parse("a.toml", &text, Path::new("/nonexistent")))?;
+    }
+}
+
+#[test]
+fn deep_nesting_and_many_errors_end_quickly() {
+    for text in ["[".repeat(100_000), "a = [".repeat(50_000), "x\n".repeat(50_000), "{".repeat(100_000)] {
+        let diagnostics = config::parse("a.toml", &text, Path::new("")).unwrap_err();
+        assert!(diagnostics.count(Severity::Error) > 0);
+    }
 }

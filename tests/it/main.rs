@@ -1,3 +1,6 @@
 //! The integration tests, in one binary: each module drives one part from outside.
 
+// WHY: a panic is how a test fails, also in the functions that tests share.
+#![allow(clippy::unwrap_used)]
+
 mod config;
