@@ -83,7 +83,8 @@ fn run(path: &Path) -> u8 {
 fn check(path: &Path) -> u8 {
     match load(path) {
         Ok((config, warnings)) => {
-            let end = if warnings.is_empty() { "the configuration is good" } else { "usable, see the warnings" };
+            let end =
+                if warnings.is_empty() { "the configuration is good" } else { "usable, see the warnings" };
             say(&format!("{}\n{}: {end}\n", config.summary(), path.display()));
             DONE
         }

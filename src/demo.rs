@@ -104,7 +104,11 @@ fn guide(https: SocketAddr, admin: SocketAddr, directory: &Path, control: Socket
     let ca = directory.join("ca.crt");
     let ca = ca.display();
     let port = https.port();
-    let host = if https.ip().is_loopback() && https.is_ipv4() { "localhost".to_owned() } else { https.ip().to_string() };
+    let host = if https.ip().is_loopback() && https.is_ipv4() {
+        "localhost".to_owned()
+    } else {
+        https.ip().to_string()
+    };
     format!(
         "Portcullis demo: https://{host}:{port} in front of three backends in this process ({}).\n\
          \n\

@@ -36,21 +36,17 @@ impl Admin {
             return Reply::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
         }
         match asked.path {
-            "/metrics" => Reply {
-                status: StatusCode::OK,
-                content_type: METRICS_TYPE,
-                body: self.metrics.scrape(),
-            },
+            "/metrics" => {
+                Reply { status: StatusCode::OK, content_type: METRICS_TYPE, body: self.metrics.scrape() }
+            }
             "/healthz" => Reply::text(StatusCode::OK, "ok\n"),
             "/readyz" if self.draining.load(Ordering::Relaxed) => {
                 Reply::text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
             }
             "/readyz" => Reply::text(StatusCode::OK, "ready\n"),
-            "/status" => Reply {
-                status: StatusCode::OK,
-                content_type: "application/json",
-                body: status::json(self),
-            },
+            "/status" => {
+                Reply { status: StatusCode::OK, content_type: "application/json", body: status::json(self) }
+            }
             _ => Reply::text(
                 StatusCode::NOT_FOUND,
                 "nothing here; try /metrics, /healthz, /readyz or /status\n",

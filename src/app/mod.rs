@@ -176,9 +176,7 @@ impl fmt::Display for StartError {
                  address (see who it is with: ss -ltnp 'sport = :{}')",
                 address.port()
             ),
-            StartError::Bind { what, address, error }
-                if error.kind() == io::ErrorKind::PermissionDenied =>
-            {
+            StartError::Bind { what, address, error } if error.kind() == io::ErrorKind::PermissionDenied => {
                 write!(
                     f,
                     "{what} can't listen on {address}: ports below 1024 need root or the capability \

@@ -27,9 +27,11 @@ pub(super) fn drop_to(user: Option<&str>, group: Option<&str>) -> Result<(), Str
         return Ok(());
     }
     if !Uid::effective().is_root() {
-        return Err("user and group can be changed only when started as root: start as root, or remove them \
+        return Err(
+            "user and group can be changed only when started as root: start as root, or remove them \
                     from the configuration"
-            .to_owned());
+                .to_owned(),
+        );
     }
     if let Some(group) = group {
         setgroups(&[group]).map_err(|error| format!("dropping supplementary groups failed: {error}"))?;

@@ -1,14 +1,7 @@
 //! A worker thread: its runtime, its accept loops, its housekeeping.
 
 use std::{
-    future::poll_fn,
-    io,
-    net::TcpListener,
-    rc::Rc,
-    sync::Arc,
-    task::Poll,
-    thread::JoinHandle,
-    time::Duration,
+    future::poll_fn, io, net::TcpListener, rc::Rc, sync::Arc, task::Poll, thread::JoinHandle, time::Duration,
 };
 
 use tokio::{

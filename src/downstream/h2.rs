@@ -99,5 +99,4 @@ async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
             proxy::refuse(&mut flight, &mut stream, &mut patience, reason).await;
         }
     }
-    stream.release();
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, io, sync::Arc};
 
+pub use rustls::Error as SetupError;
 use rustls::{
     AlertDescription, CipherSuite, Error, ProtocolVersion, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -9,7 +10,6 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio::net::TcpStream;
-pub use rustls::Error as SetupError;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
@@ -78,8 +78,7 @@ fn provider() -> CryptoProvider {
 
 impl Certificates {
     fn new(tls: &ListenerTls) -> Result<Self, Error> {
-        let mut all =
-            Certificates { exact: HashMap::new(), wildcard: HashMap::new(), default: None };
+        let mut all = Certificates { exact: HashMap::new(), wildcard: HashMap::new(), default: None };
         for certificate in &tls.certificates {
             let key = aws_lc_rs::sign::any_supported_type(&certificate.key)?;
             let certified = Arc::new(CertifiedKey::new(certificate.chain.clone(), key));
@@ -142,7 +141,9 @@ pub fn failure(error: &io::Error) -> &'static str {
     };
     match error {
         Error::InvalidMessage(_) => "not_tls",
-        Error::AlertReceived(AlertDescription::UnknownCA | AlertDescription::BadCertificate) => "untrusted_by_client",
+        Error::AlertReceived(AlertDescription::UnknownCA | AlertDescription::BadCertificate) => {
+            "untrusted_by_client"
+        }
         Error::AlertReceived(_) => "refused_by_client",
         Error::PeerIncompatible(_) => "no_shared_parameters",
         Error::NoApplicationProtocol => "no_shared_protocol",

@@ -78,8 +78,7 @@ pub async fn attempt<D: Downstream>(
     let cluster = &view.clusters[cluster];
     let target = Target { cluster, backend: &cluster.backends[backend], index: backend };
     target.backend.cells.request_started();
-    let mut counted =
-        Counted { cells: target.backend.cells.clone(), status: None, head_after: None };
+    let mut counted = Counted { cells: target.backend.cells.clone(), status: None, head_after: None };
     match cluster.cluster.config.protocol {
         Protocol::Http1 => over_http1(flight, (down, patience), target, &mut counted).await,
         Protocol::H2 => over_h2(flight, (down, patience), target, &mut counted).await,

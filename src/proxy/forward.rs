@@ -66,11 +66,14 @@ fn ours(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
             Some(_) => each("x-forwarded-host", authority(flight.head).as_bytes()),
         }
     }
-    each("via", match flight.head.version {
-        Version::Http10 => b"1.0 portcullis",
-        Version::Http11 => b"1.1 portcullis",
-        Version::H2 => b"2 portcullis",
-    });
+    each(
+        "via",
+        match flight.head.version {
+            Version::Http10 => b"1.0 portcullis",
+            Version::Http11 => b"1.1 portcullis",
+            Version::H2 => b"2 portcullis",
+        },
+    );
     if flight.head.expects_continue {
         each("expect", b"100-continue");
     }

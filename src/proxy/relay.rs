@@ -62,7 +62,9 @@ enum Broken {
 #[derive(Debug)]
 pub enum Failure {
     /// The backend closed before a first byte, or says itself that it did nothing with the request.
-    Unanswered { processed: Processed },
+    Unanswered {
+        processed: Processed,
+    },
     Reason(Reason),
 }
 
@@ -258,10 +260,9 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
     fn upload_wait(&self) -> Wait {
         match self.upload.waits_for {
             WaitsFor::Sink => Wait::new(Reason::ResponseTimeout, self.timeouts.response),
-            WaitsFor::Source => Wait {
-                until: self.rate_floor(),
-                ..Wait::new(Reason::BodyTimeout, self.timeouts.body_idle)
-            },
+            WaitsFor::Source => {
+                Wait { until: self.rate_floor(), ..Wait::new(Reason::BodyTimeout, self.timeouts.body_idle) }
+            }
         }
     }
 

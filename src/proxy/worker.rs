@@ -255,7 +255,9 @@ impl ListenerView {
     pub fn route_cells(&self, config: &Config, shard: &Shard, route: Option<usize>) -> &RouteCells {
         match route {
             None => self.unrouted.get_or_init(|| shard.route(&self.name, NO_ROUTE)),
-            Some(index) => self.routed[index].get_or_init(|| shard.route(&self.name, &config.routes[index].name)),
+            Some(index) => {
+                self.routed[index].get_or_init(|| shard.route(&self.name, &config.routes[index].name))
+            }
         }
     }
 }

@@ -104,9 +104,8 @@ impl Pool {
     /// Lets go of what is too old, closed or talks out of turn.
     pub fn sweep(&mut self, idle_timeout: Duration) {
         let now = Instant::now();
-        self.idle.retain_mut(|idle| {
-            now.duration_since(idle.since) < idle_timeout && is_usable(&mut idle.lease)
-        });
+        self.idle
+            .retain_mut(|idle| now.duration_since(idle.since) < idle_timeout && is_usable(&mut idle.lease));
         self.shared.retain_mut(|shared| {
             if shared.handle.is_busy() {
                 shared.used = now;

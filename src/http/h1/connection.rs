@@ -29,12 +29,8 @@ use crate::http::{
 const COALESCED_BYTES: usize = 4 * 1024;
 
 /// For bodies that have neither trailers nor chunks.
-const NO_LIMITS: BodyLimits = BodyLimits {
-    trailer_bytes: 0,
-    chunk_extension_bytes: 0,
-    fields: 0,
-    underscores: Underscores::Drop,
-};
+const NO_LIMITS: BodyLimits =
+    BodyLimits { trailer_bytes: 0, chunk_extension_bytes: 0, fields: 0, underscores: Underscores::Drop };
 
 /// How the outgoing body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,7 +324,8 @@ impl Exchange for Connection {
     fn poll_finish(&mut self, cx: &mut Context<'_>, trailers: Option<&Fields>) -> Poll<io::Result<()>> {
         match self.framing {
             Framing::Exact(left) if left > 0 => {
-                let error = io::Error::new(io::ErrorKind::UnexpectedEof, "the body is shorter than announced");
+                let error =
+                    io::Error::new(io::ErrorKind::UnexpectedEof, "the body is shorter than announced");
                 return Poll::Ready(Err(error));
             }
             Framing::Exact(_) => {}

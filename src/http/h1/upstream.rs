@@ -32,8 +32,12 @@ const RESPONSE_LIMITS: HeadLimits = HeadLimits {
     fields: 256,
     underscores: Underscores::Keep,
 };
-const RESPONSE_BODY_LIMITS: BodyLimits =
-    BodyLimits { trailer_bytes: 64 * 1024, chunk_extension_bytes: 16 * 1024, fields: 256, underscores: Underscores::Keep };
+const RESPONSE_BODY_LIMITS: BodyLimits = BodyLimits {
+    trailer_bytes: 64 * 1024,
+    chunk_extension_bytes: 16 * 1024,
+    fields: 256,
+    underscores: Underscores::Keep,
+};
 
 impl Connection {
     /// Starts a request: its first line goes to the output, then what `fields` writes, then framing.

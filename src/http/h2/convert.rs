@@ -86,12 +86,7 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
 }
 
 /// Whether a field goes on; notes what a known one says. The same rules as for HTTP/1.
-fn passes(
-    name: &[u8],
-    value: &[u8],
-    limits: &HeadLimits,
-    head: &mut RequestHead,
-) -> Result<bool, Reason> {
+fn passes(name: &[u8], value: &[u8], limits: &HeadLimits, head: &mut RequestHead) -> Result<bool, Reason> {
     match FieldId::of(name) {
         FieldId::Expect if value.eq_ignore_ascii_case(b"100-continue") => head.expects_continue = true,
         FieldId::Expect => return Err(Reason::BadRequest),

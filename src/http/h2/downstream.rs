@@ -15,6 +15,7 @@ use super::{
     convert,
     stream::{Incoming, Outgoing, io_error},
 };
+use crate::error::Reason;
 use crate::http::{
     exchange::{BodyError, Downstream, Exchange, Filled},
     fields::Fields,
@@ -22,7 +23,6 @@ use crate::http::{
     message::{BodyLength, RequestHead, ResponseHead},
     transport::Transport,
 };
-use crate::error::Reason;
 
 /// Bounds of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -103,14 +103,6 @@ pub struct Stream {
 impl Stream {
     pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
         Stream { incoming: Incoming::new(body), respond, outgoing: None }
-    }
-
-    /// After the answer: tells a client that is still sending to stop, without an error
-    /// (RFC 9113 §8.1).
-    pub fn release(&mut self) {
-        if !self.incoming.is_ended() {
-            self.respond.send_reset(Code::NO_ERROR);
-        }
     }
 
     fn outgoing(&mut self) -> io::Result<&mut Outgoing> {

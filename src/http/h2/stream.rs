@@ -69,10 +69,6 @@ impl Incoming {
     pub(super) fn trailers(&self) -> Option<&Fields> {
         self.trailers.as_ref()
     }
-
-    pub(super) fn is_ended(&self) -> bool {
-        self.ended || (self.current.is_empty() && self.stream.is_end_stream())
-    }
 }
 
 /// The outgoing half.
