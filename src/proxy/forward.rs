@@ -45,8 +45,12 @@ pub fn each_field(flight: &Flight<'_>, each: &mut dyn FnMut(&[u8], &[u8])) {
 /// Whether a field of the client goes on as it is.
 fn passes(flight: &Flight<'_>, id: FieldId) -> bool {
     match id {
-        FieldId::Host | FieldId::ContentLength | FieldId::TransferEncoding | FieldId::Te => false,
-        FieldId::XForwardedFor | FieldId::XRequestId => false,
+        FieldId::Host
+        | FieldId::ContentLength
+        | FieldId::TransferEncoding
+        | FieldId::Te
+        | FieldId::XForwardedFor
+        | FieldId::XRequestId => false,
         FieldId::XForwardedHost | FieldId::XForwardedProto | FieldId::Forwarded => flight.trusted,
         _ => true,
     }
@@ -57,10 +61,11 @@ fn ours(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
     let fields = &flight.head.fields;
     each("x-request-id", flight.id());
     forwarded_for(flight, each);
-    if !(flight.trusted && fields.get(FieldId::XForwardedProto).is_some()) {
+    let vouched = |id| flight.trusted && fields.get(id).is_some();
+    if !vouched(FieldId::XForwardedProto) {
         each("x-forwarded-proto", if flight.client.tls.is_some() { b"https" } else { b"http" });
     }
-    if !(flight.trusted && fields.get(FieldId::XForwardedHost).is_some()) && !flight.head.host.is_empty() {
+    if !vouched(FieldId::XForwardedHost) && !flight.head.host.is_empty() {
         match flight.head.port {
             None => each("x-forwarded-host", flight.head.host.as_bytes()),
             Some(_) => each("x-forwarded-host", authority(flight.head).as_bytes()),

@@ -59,7 +59,7 @@ enum Broken {
 }
 
 /// The backend's answer did not come, or not whole.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Failure {
     /// The backend closed before a first byte, or says itself that it did nothing with the request.
     Unanswered {

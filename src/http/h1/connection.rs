@@ -328,7 +328,6 @@ impl Exchange for Connection {
                     io::Error::new(io::ErrorKind::UnexpectedEof, "the body is shorter than announced");
                 return Poll::Ready(Err(error));
             }
-            Framing::Exact(_) => {}
             Framing::Chunked if !self.outgoing_ended => {
                 match trailers {
                     Some(fields) => encode::write_trailers(self.output.bytes_mut(), fields),
@@ -336,7 +335,7 @@ impl Exchange for Connection {
                 }
                 self.outgoing_ended = true;
             }
-            Framing::Chunked => {}
+            Framing::Exact(_) | Framing::Chunked => {}
             Framing::UntilClose => {
                 ready!(self.poll_shutdown(cx))?;
                 self.outgoing_ended = true;

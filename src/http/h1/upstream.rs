@@ -77,11 +77,10 @@ impl Connection {
             Ok(Some(length)) => length,
             Ok(None) => return Poll::Ready(Err(NoResponse::ClosedBeforeFirstByte)),
             Err(HeadError::TooLarge) => return Poll::Ready(Err(NoResponse::Malformed)),
-            Err(HeadError::Truncated) => return Poll::Ready(Err(NoResponse::Closed)),
             Err(HeadError::Io) if self.input.is_empty() => {
                 return Poll::Ready(Err(NoResponse::ClosedBeforeFirstByte));
             }
-            Err(HeadError::Io) => return Poll::Ready(Err(NoResponse::Closed)),
+            Err(HeadError::Truncated | HeadError::Io) => return Poll::Ready(Err(NoResponse::Closed)),
         };
         head.clear();
         if parse_response(&self.input.data()[..length], &RESPONSE_LIMITS, method, head).is_err() {
