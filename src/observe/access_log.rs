@@ -260,3 +260,311 @@ impl Handover {
         std::mem::take(&mut self.lines)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashSet,
+        fs,
+        io::{BufRead, BufReader, Read, pipe},
+        net::{IpAddr, Ipv4Addr, SocketAddr},
+        os::{
+            fd::OwnedFd,
+            unix::{fs::PermissionsExt, net::UnixStream},
+        },
+        time::{Instant, SystemTime},
+    };
+
+    use super::*;
+    use crate::observe::Protocol;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn record(request_id: &str) -> Record<'_> {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Record {
+            time: SystemTime::UNIX_EPOCH,
+            listener: "http",
+            client_ip: ip,
+            peer: SocketAddr::new(ip, 1),
+            protocol: Protocol::Http1,
+            tls: None,
+            method: "GET",
+            host: "example.com",
+            path: "/",
+            query: None,
+            route: None,
+            cluster: None,
+            backend: None,
+            status: 200,
+            reason: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            attempts: 1,
+            duration: Duration::ZERO,
+            upstream_response: None,
+            request_id,
+            user_agent: None,
+            referer: None,
+        }
+    }
+
+    fn log_to(access: AccessSink) -> (AccessLog, Arc<Metrics>) {
+        let metrics = Metrics::new(1);
+        let log = Log { access, format: LogFormat::Json, level: tracing::Level::INFO };
+        (AccessLog::start(&log, &metrics).unwrap(), metrics)
+    }
+
+    fn log_over(sink: OwnedFd) -> (AccessLog, Arc<Metrics>) {
+        let metrics = Metrics::new(1);
+        (AccessLog::over(File::from(sink), None, LogFormat::Json, &metrics).unwrap(), metrics)
+    }
+
+    fn lost(metrics: &Metrics) -> u64 {
+        let text = metrics.scrape();
+        let mut lines = text.lines();
+        lines.find_map(|line| line.strip_prefix("portcullis_log_lines_lost_total ")).unwrap().parse().unwrap()
+    }
+
+    /// The request ids in what was written; fails on a line that is not whole.
+    fn ids(written: impl Read) -> Vec<String> {
+        let id = |line: io::Result<String>| {
+            let value: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+            value["request_id"].as_str().unwrap().to_owned()
+        };
+        BufReader::new(written).lines().map(id).collect()
+    }
+
+    #[test]
+    fn every_line_of_every_worker_arrives_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        let (log, metrics) = log_to(AccessSink::File(path.clone()));
+        let workers: Vec<_> = (0..4)
+            .map(|worker| {
+                let mut writer = log.writer();
+                thread::spawn(move || {
+                    // Below the queue's room altogether, so that none is lost.
+                    for n in 0..4_000 {
+                        writer.record(&record(&format!("{worker}-{n}")));
+                        if n % 1000 == 0 {
+                            writer.flush();
+                        }
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        assert_eq!(log.finish(LONG), 0);
+        let ids = ids(File::open(&path).unwrap());
+        assert_eq!(ids.len(), 16_000);
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 16_000);
+        assert_eq!(lost(&metrics), 0);
+    }
+
+    #[test]
+    fn a_new_file_is_not_for_everybody_to_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        let (log, _) = log_to(AccessSink::File(path.clone()));
+        assert_eq!(log.finish(LONG), 0);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777 & !0o640, 0);
+    }
+
+    #[test]
+    fn a_file_is_appended_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        for id in ["first", "second"] {
+            let (log, _) = log_to(AccessSink::File(path.clone()));
+            log.writer().record(&record(id));
+            assert_eq!(log.finish(LONG), 0);
+        }
+        assert_eq!(ids(File::open(&path).unwrap()), ["first", "second"]);
+    }
+
+    #[test]
+    fn a_sink_that_can_not_be_opened_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path().to_owned(), folder.path().join("no/such/folder")] {
+            let log =
+                Log { access: AccessSink::File(path), format: LogFormat::Json, level: tracing::Level::INFO };
+            AccessLog::start(&log, &Metrics::new(1)).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn nothing_happens_where_the_log_is_off() {
+        let (log, metrics) = log_to(AccessSink::Off);
+        let mut writer = log.writer();
+        writer.record(&record("x"));
+        writer.flush();
+        log.reopen();
+        assert!(writer.handover.is_none());
+        assert_eq!((log.finish(Duration::ZERO), lost(&metrics)), (0, 0));
+    }
+
+    #[test]
+    fn a_full_disk_loses_lines_and_counts_them() {
+        let (log, metrics) = log_to(AccessSink::File("/dev/full".into()));
+        let mut writer = log.writer();
+        for _ in 0..5_000 {
+            writer.record(&record("x"));
+        }
+        drop(writer);
+        assert_eq!(log.finish(LONG), 0, "all are settled");
+        assert_eq!(lost(&metrics), 5_000);
+    }
+
+    #[test]
+    fn a_pipe_whose_reader_is_gone_loses_lines_and_counts_them() {
+        let (reader, sink) = pipe().unwrap();
+        drop(reader);
+        let (log, metrics) = log_over(sink.into());
+        log.writer().record(&record("x"));
+        assert_eq!(log.finish(LONG), 0);
+        assert_eq!(lost(&metrics), 1);
+    }
+
+    #[test]
+    fn a_stalled_sink_costs_lines_and_never_a_wait() {
+        let (reader, sink) = pipe().unwrap();
+        let (log, metrics) = log_over(sink.into());
+        let mut writer = log.writer();
+        let lines = 60_000; // about 20 MiB, more than the queue takes
+        for n in 0..lines {
+            writer.record(&record(&n.to_string()));
+        }
+        let lost_while_stalled = lost(&metrics);
+        assert!(lost_while_stalled > 0);
+        assert!(lost_while_stalled < lines, "the queue is used");
+        // From here on somebody reads.
+        let reader = thread::spawn(move || ids(reader));
+        let deadline = Instant::now() + LONG;
+        while log.running.as_ref().unwrap().shared.waiting.load(Ordering::Acquire) > 0
+            && Instant::now() < deadline
+        {
+            thread::yield_now();
+        }
+        drop(writer);
+        assert_eq!(log.finish(LONG), 0);
+        let written = reader.join().unwrap().len() as u64;
+        assert_eq!(written + lost(&metrics), lines);
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_stalled_sink_beyond_the_deadline() {
+        let (reader, sink) = pipe().unwrap();
+        let (log, metrics) = log_over(sink.into());
+        let mut writer = log.writer();
+        for _ in 0..2_000 {
+            writer.record(&record("x"));
+        }
+        drop(writer);
+        let left = log.finish(Duration::from_millis(20));
+        assert!(left > 0);
+        assert_eq!(lost(&metrics), left);
+        drop(reader);
+    }
+
+    #[test]
+    fn a_flush_keeps_lines_that_the_queue_has_no_room_for() {
+        let (reader, sink) = pipe().unwrap();
+        let (log, metrics) = log_over(sink.into());
+        let mut writer = log.writer();
+        // More than the pipe takes: stalls the sink.
+        writer.record(&record(&"x".repeat(200_000)));
+        let lines = u64::try_from(QUEUE_BATCHES).unwrap() + 20;
+        for n in 0..lines {
+            writer.record(&record(&n.to_string()));
+            writer.flush();
+        }
+        assert!(writer.handover.as_ref().unwrap().lines > 0, "the queue is full");
+        assert_eq!(lost(&metrics), 0);
+        let reader = thread::spawn(move || ids(reader).len() as u64);
+        while !writer.handover.as_mut().unwrap().hand_over() {
+            thread::yield_now();
+        }
+        drop(writer);
+        assert_eq!(log.finish(LONG), 0);
+        assert_eq!((reader.join().unwrap(), lost(&metrics)), (lines + 1, 0));
+    }
+
+    #[test]
+    fn a_sink_that_would_block_is_tried_again() {
+        let (reader, sink) = UnixStream::pair().unwrap();
+        sink.set_nonblocking(true).unwrap();
+        let (log, metrics) = log_over(sink.into());
+        let mut writer = log.writer();
+        for _ in 0..4_000 {
+            writer.record(&record("x"));
+        }
+        drop(writer);
+        let reader = thread::spawn(move || ids(reader).len());
+        assert_eq!(log.finish(LONG), 0);
+        assert_eq!((reader.join().unwrap(), lost(&metrics)), (4_000, 0));
+    }
+
+    #[test]
+    fn a_writer_that_outlives_the_log_loses_its_lines_and_counts_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, metrics) = log_to(AccessSink::File(folder.path().join("access.log")));
+        let mut writer = log.writer();
+        assert_eq!(log.finish(LONG), 0, "does not wait for the writer");
+        writer.record(&record("x"));
+        drop(writer);
+        assert_eq!(lost(&metrics), 1);
+    }
+
+    #[test]
+    fn a_rotated_file_is_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, old) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
+        let (log, _) = log_to(AccessSink::File(path.clone()));
+        let mut writer = log.writer();
+        writer.record(&record("before"));
+        writer.flush();
+        while fs::metadata(&path).unwrap().len() == 0 {
+            thread::yield_now();
+        }
+        fs::rename(&path, &old).unwrap();
+        log.reopen();
+        // Without a line: a rotation may want to compress the old file.
+        while !path.exists() {
+            thread::yield_now();
+        }
+        writer.record(&record("after"));
+        drop(writer);
+        assert_eq!(log.finish(LONG), 0);
+        assert_eq!(ids(File::open(&old).unwrap()), ["before"]);
+        assert_eq!(ids(File::open(&path).unwrap()), ["after"]);
+    }
+
+    #[test]
+    fn buffers_come_back_to_their_worker() {
+        let (log, _) = log_to(AccessSink::File("/dev/null".into()));
+        let mut writer = log.writer();
+        let mut buffers = HashSet::new();
+        for _ in 0..100 {
+            writer.record(&record("x"));
+            let handover = writer.handover.as_mut().unwrap();
+            buffers.insert(handover.text.as_ptr());
+            assert!(handover.hand_over());
+            if handover.text.capacity() == 0 {
+                handover.text = handover.spares.recv().unwrap();
+            }
+        }
+        assert_eq!(buffers.len(), 1);
+    }
+
+    #[test]
+    fn a_long_line_does_not_keep_its_memory() {
+        let (log, _) = log_to(AccessSink::File("/dev/null".into()));
+        let mut writer = log.writer();
+        writer.record(&record(&"x".repeat(1 << 20)));
+        let handover = writer.handover.as_mut().unwrap();
+        assert!(handover.spares.recv().unwrap().capacity() <= 2 * BUFFER_BYTES);
+    }
+}

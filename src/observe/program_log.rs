@@ -104,7 +104,7 @@ mod tests {
         let mut throttle = Throttle::new(second);
         assert_eq!(throttle.admit(start), Some(0));
         assert_eq!(throttle.admit(start), None);
-        assert_eq!(throttle.admit(start + second - Duration::from_nanos(1)), None);
+        assert_eq!(throttle.admit(start + Duration::from_nanos(999_999_999)), None);
         assert_eq!(throttle.admit(start + second), Some(2));
         assert_eq!(throttle.admit(start + 10 * second), Some(0));
     }

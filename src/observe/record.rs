@@ -306,3 +306,279 @@ fn two_digits(number: u32) -> [u8; 2] {
     let digit = |n: u32| b'0' + u8::try_from(n % 10).unwrap_or(0);
     [digit(number / 10), digit(number)]
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn record() -> Record<'static> {
+        Record {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_785_587_696_789),
+            listener: "0.0.0.0:443",
+            client_ip: "203.0.113.7".parse().unwrap(),
+            peer: "10.0.0.1:50001".parse().unwrap(),
+            protocol: Protocol::H2,
+            tls: Some(TlsInfo {
+                version: "TLSv1.3",
+                cipher: "TLS13_AES_128_GCM_SHA256",
+                sni: Some("example.com"),
+                resumed: true,
+            }),
+            method: "GET",
+            host: "example.com",
+            path: "/a/b",
+            query: Some("c=d"),
+            route: Some("example.com/a"),
+            cluster: Some("web"),
+            backend: Some("10.0.0.11:8080"),
+            status: 200,
+            reason: None,
+            bytes_in: 0,
+            bytes_out: 1024,
+            attempts: 1,
+            duration: Duration::from_micros(1_234),
+            upstream_response: Some(Duration::from_nanos(12_000_987_654)),
+            request_id: "0123456789abcdef",
+            user_agent: Some(b"curl/8.0"),
+            referer: None,
+        }
+    }
+
+    fn refused() -> Record<'static> {
+        Record {
+            tls: None,
+            method: "",
+            host: "",
+            path: "",
+            query: None,
+            route: None,
+            cluster: None,
+            backend: None,
+            status: 400,
+            reason: Some(Reason::BadRequest),
+            attempts: 0,
+            upstream_response: None,
+            user_agent: None,
+            ..record()
+        }
+    }
+
+    fn json(record: &Record<'_>) -> String {
+        let mut out = Vec::new();
+        record.write(LogFormat::Json, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn text(record: &Record<'_>) -> String {
+        let mut out = Vec::new();
+        record.write(LogFormat::Text, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn json_has_every_field_in_the_order_of_the_design() {
+        let expected = concat!(
+            r#"{"time":"2026-08-01T12:34:56.789Z","listener":"0.0.0.0:443","client_ip":"203.0.113.7","#,
+            r#""peer":"10.0.0.1:50001","protocol":"h2","tls":{"version":"TLSv1.3","#,
+            r#""cipher":"TLS13_AES_128_GCM_SHA256","sni":"example.com","resumed":true},"method":"GET","#,
+            r#""host":"example.com","path":"/a/b","query":"c=d","route":"example.com/a","cluster":"web","#,
+            r#""backend":"10.0.0.11:8080","status":200,"reason":null,"bytes_in":0,"bytes_out":1024,"#,
+            r#""attempts":1,"duration_s":0.001234,"upstream_response_s":12.000987,"#,
+            r#""request_id":"0123456789abcdef","user_agent":"curl/8.0","referer":null}"#,
+        );
+        assert_eq!(json(&record()), expected);
+    }
+
+    #[test]
+    fn json_says_null_for_what_there_is_none_of_and_leaves_out_the_query() {
+        let expected = concat!(
+            r#"{"time":"2026-08-01T12:34:56.789Z","listener":"0.0.0.0:443","client_ip":"203.0.113.7","#,
+            r#""peer":"10.0.0.1:50001","protocol":"h2","tls":null,"method":"","host":"","path":"","#,
+            r#""route":null,"cluster":null,"backend":null,"status":400,"reason":"bad_request","bytes_in":0,"#,
+            r#""bytes_out":1024,"attempts":0,"duration_s":0.001234,"upstream_response_s":null,"#,
+            r#""request_id":"0123456789abcdef","user_agent":null,"referer":null}"#,
+        );
+        assert_eq!(json(&refused()), expected);
+    }
+
+    #[test]
+    fn text_puts_first_what_people_look_for() {
+        let expected = concat!(
+            r#"2026-08-01T12:34:56.789Z 203.0.113.7 "GET example.com/a/b?c=d" 200 0.001234s reason=- "#,
+            r#"route="example.com/a" cluster="web" backend="10.0.0.11:8080" upstream_response=12.000987s "#,
+            r#"attempts=1 bytes_in=0 bytes_out=1024 listener="0.0.0.0:443" peer=10.0.0.1:50001 protocol=h2 "#,
+            r#"tls="TLSv1.3" request_id="0123456789abcdef" user_agent="curl/8.0" referer=-"#,
+        );
+        assert_eq!(text(&record()), expected);
+        let expected = concat!(
+            r#"2026-08-01T12:34:56.789Z 203.0.113.7 " " 400 0.001234s reason=bad_request route=- cluster=- "#,
+            r#"backend=- upstream_response=- attempts=0 bytes_in=0 bytes_out=1024 listener="0.0.0.0:443" "#,
+            r#"peer=10.0.0.1:50001 protocol=h2 tls=- request_id="0123456789abcdef" user_agent=- referer=-"#,
+        );
+        assert_eq!(text(&refused()), expected);
+    }
+
+    #[test]
+    fn addresses_are_written_as_std_writes_them() {
+        for (ip, expected) in [
+            ("255.0.10.1", "255.0.10.1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("::", "::"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+        ] {
+            let ip: IpAddr = ip.parse().unwrap();
+            let line = json(&Record { client_ip: ip, peer: SocketAddr::new(ip, 65_535), ..record() });
+            let value: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(value["client_ip"], expected);
+            let peer: SocketAddr = value["peer"].as_str().unwrap().parse().unwrap();
+            assert_eq!(peer, SocketAddr::new(ip.to_canonical(), 65_535));
+        }
+    }
+
+    #[test]
+    fn time_is_right_on_the_borders_of_the_calendar() {
+        for (millis, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
+            (1_735_689_599_007, "2024-12-31T23:59:59.007Z"),
+            (1_735_689_600_000, "2025-01-01T00:00:00.000Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
+        ] {
+            let mut out = Vec::new();
+            write_time(SystemTime::UNIX_EPOCH + Duration::from_millis(millis), &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn every_day_until_2500_has_its_date() {
+        let is_leap =
+            |year: u32| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        let mut day = 0;
+        for year in 1970..2500 {
+            let february = if is_leap(year) { 29 } else { 28 };
+            for (month, length) in (1..).zip([31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]) {
+                for of_month in 1..=length {
+                    assert_eq!(civil_from_days(day), (year, month, of_month));
+                    day += 1;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_before_1970_is_logged_as_1970() {
+        let mut out = Vec::new();
+        write_time(SystemTime::UNIX_EPOCH - Duration::from_secs(1), &mut out);
+        assert_eq!(out, b"1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn the_largest_numbers_fit() {
+        let line = json(&Record {
+            bytes_in: u64::MAX,
+            attempts: u32::MAX,
+            duration: Duration::MAX,
+            status: u16::MAX,
+            ..record()
+        });
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["bytes_in"], u64::MAX);
+        assert!(line.contains(r#""duration_s":18446744073709551615.999999,"#), "{line}");
+    }
+
+    /// Reads a line of the text format: words, with `"…"` as JSON strings in them.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut inside, mut escaped) = (vec![String::new()], false, false);
+        for c in line.chars() {
+            match c {
+                ' ' if !inside => words.push(String::new()),
+                _ => words.last_mut().unwrap().push(c),
+            }
+            inside ^= c == '"' && !escaped;
+            escaped = inside && c == '\\' && !escaped;
+        }
+        words
+    }
+
+    fn hostile_text() -> impl Strategy<Value = String> {
+        let odd = prop::sample::select(vec![
+            "\"",
+            "\\",
+            "\n",
+            "\r\n",
+            "\0",
+            "\u{1b}[31m",
+            "\u{7f}",
+            "\u{85}",
+            "\u{2028}",
+            "\u{202e}",
+            "é",
+            " ",
+            "}",
+        ]);
+        prop_oneof![prop::collection::vec(odd, 0..12).prop_map(|parts| parts.concat()), any::<String>()]
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_breaks_a_json_line(
+            texts in prop::array::uniform8(hostile_text()),
+            agent in prop::option::of(prop::collection::vec(any::<u8>(), 0..40)),
+            micros in any::<u32>(),
+        ) {
+            let [listener, method, host, path, query, route, sni, request_id] = texts.each_ref().map(String::as_str);
+            let tls = Some(TlsInfo { version: "TLSv1.2", cipher: "x", sni: Some(sni), resumed: false });
+            let line = json(&Record {
+                duration: Duration::from_micros(u64::from(micros)),
+                user_agent: agent.as_deref(),
+                query: Some(query), route: Some(route),
+                listener, tls, method, host, path, request_id,
+                ..record()
+            });
+            prop_assert!(!line.chars().any(char::is_control));
+            let value: Value = serde_json::from_str(&line).unwrap();
+            let read = ["listener", "method", "host", "path", "query", "route"].map(|name| value[name].as_str().unwrap());
+            prop_assert_eq!(read, [listener, method, host, path, query, route]);
+            prop_assert_eq!(&value["tls"]["sni"], sni);
+            prop_assert_eq!(&value["request_id"], request_id);
+            let lossy = agent.as_deref().map(String::from_utf8_lossy);
+            prop_assert_eq!(value["user_agent"].as_str(), lossy.as_deref());
+            let duration = format!("\"duration_s\":{}.{:06},", micros / 1_000_000, micros % 1_000_000);
+            prop_assert!(line.contains(&duration));
+        }
+
+        #[test]
+        fn no_input_breaks_a_text_line(
+            texts in prop::array::uniform6(hostile_text()),
+            agent in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let [listener, method, host, path, route, request_id] = texts.each_ref().map(String::as_str);
+            let line = text(&Record {
+                listener, method, host, path, request_id, query: None, route: Some(route), user_agent: Some(&agent),
+                ..record()
+            });
+            prop_assert!(!line.chars().any(char::is_control));
+            let words = words(&line);
+            prop_assert_eq!(words.len(), words_of_a_plain_line());
+            let string = |n: usize| {
+                let word = &words[n];
+                serde_json::from_str::<String>(&word[word.find('"').unwrap()..]).unwrap()
+            };
+            prop_assert_eq!(string(2), format!("{method} {host}{path}"));
+            prop_assert_eq!(string(6), route);
+            prop_assert_eq!(string(18), String::from_utf8_lossy(&agent).into_owned());
+        }
+    }
+
+    fn words_of_a_plain_line() -> usize {
+        words(&text(&record())).len()
+    }
+}

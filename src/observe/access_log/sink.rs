@@ -131,3 +131,71 @@ impl Sink {
 fn count(lines: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', lines).count() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        io::{Read, pipe},
+        os::fd::OwnedFd,
+    };
+
+    use super::*;
+
+    fn settled(written: u64, lost: u64) -> Settled {
+        Settled { written, lost }
+    }
+
+    /// A sink over a pipe that broke in the middle of the second of three lines.
+    fn torn_in_the_second_line() -> (Sink, Vec<u8>) {
+        let lines = [b"a\n".to_vec(), vec![b'b'; 400_000], b"\nc\n".to_vec()].concat();
+        let (mut reader, writer) = pipe().unwrap();
+        let mut sink = Sink::new(File::from(OwnedFd::from(writer)), None);
+        let reading = thread::spawn(move || {
+            let mut read = vec![0; 100_000];
+            reader.read_exact(&mut read).unwrap();
+        });
+        assert_eq!(sink.write(&lines), settled(1, 1), "the torn line is neither yet");
+        reading.join().unwrap();
+        assert_eq!(sink.torn_lines(), 1);
+        (sink, lines)
+    }
+
+    #[test]
+    fn a_torn_line_is_finished_before_the_next_one() {
+        let (mut sink, lines) = torn_in_the_second_line();
+        assert_eq!(sink.write(b"lost\nlost\n"), settled(0, 2), "still broken");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        sink.file = open(&path).unwrap();
+        assert_eq!(sink.write(b"d\n"), settled(2, 0));
+        assert_eq!(sink.torn_lines(), 0);
+        let written = fs::read(&path).unwrap();
+        let rest = written.strip_suffix(b"\nd\n").unwrap();
+        assert!(!rest.is_empty() && rest.iter().all(|&byte| byte == b'b'));
+        assert!(written.len() < lines.len());
+    }
+
+    #[test]
+    fn a_torn_line_does_not_get_into_the_next_file() {
+        let (mut sink, _) = torn_in_the_second_line();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        sink.path = Some(path.clone());
+        assert_eq!(sink.reopen(), settled(0, 1));
+        assert_eq!(sink.write(b"d\n"), settled(1, 0));
+        assert_eq!(fs::read(&path).unwrap(), b"d\n");
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_reopened_stays_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, moved) = (folder.path().join("logs/access.log"), folder.path().join("old"));
+        fs::create_dir(folder.path().join("logs")).unwrap();
+        let mut sink = Sink::new(open(&path).unwrap(), Some(path));
+        fs::rename(folder.path().join("logs"), &moved).unwrap();
+        assert_eq!(sink.reopen(), settled(0, 0));
+        assert_eq!(sink.write(b"a\n"), settled(1, 0));
+        assert_eq!(fs::read(moved.join("access.log")).unwrap(), b"a\n");
+    }
+}

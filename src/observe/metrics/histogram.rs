@@ -94,7 +94,11 @@ mod tests {
         for (n, &bound) in BOUNDS_MICROS.iter().enumerate() {
             let at = Duration::from_micros(u64::from(bound));
             assert_eq!(total(&[at]).buckets[n], 1, "{at:?}");
-            assert_eq!(total(&[at - Duration::from_nanos(1)]).buckets[n], 1, "just below {at:?}");
+            assert_eq!(
+                total(&[at.saturating_sub(Duration::from_nanos(1))]).buckets[n],
+                1,
+                "just below {at:?}"
+            );
             assert_eq!(total(&[at + Duration::from_nanos(1)]).buckets[n + 1], 1, "just above {at:?}");
         }
     }

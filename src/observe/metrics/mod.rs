@@ -189,3 +189,266 @@ impl Shard {
         self.metrics.panics.fetch_add(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        process::{Command, Stdio},
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::observe::Protocol;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    /// The samples of one metric, in order of appearance.
+    fn samples(text: &str, name: &str) -> Vec<String> {
+        let is_sample = |line: &&str| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
+        };
+        text.lines().filter(is_sample).map(|line| line[name.len()..].to_owned()).collect()
+    }
+
+    fn used_by_two_threads() -> Arc<Metrics> {
+        let metrics = Metrics::new(3);
+        let threads: Vec<_> = (0..2)
+            .map(|writer| {
+                let shard = metrics.shard(writer);
+                std::thread::spawn(move || use_everything(&shard))
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let control = metrics.shard(2).backend("web", "10.0.0.1:80");
+        control.set_up(true);
+        control.set_weight(3);
+        control.probe("ok", MILLI);
+        control.probe("timeout", 1000 * MILLI);
+        metrics.certificates(vec![CertificateExpiry {
+            listener: "https".into(),
+            name: "example.com".into(),
+            serial: "0a1b".into(),
+            not_after: 1_785_587_696,
+        }]);
+        metrics
+    }
+
+    fn use_everything(shard: &Shard) {
+        let listener = shard.listener("https");
+        listener.connection_opened();
+        listener.connection_opened();
+        listener.connection_closed();
+        listener.handshake("ok", 2 * MILLI);
+        listener.handshake("timeout", 5000 * MILLI);
+        listener.request_started();
+        listener.request_started();
+        listener.request_finished();
+        listener.rejection(Reason::BadRequest);
+        let route = shard.route("https", "/api");
+        route.request(Protocol::Http1, 200, MILLI);
+        route.request(Protocol::H2, 200, MILLI);
+        route.request(Protocol::H2, 404, 40_000 * MILLI);
+        shard.route("https", NO_ROUTE);
+        shard.cluster("web").retry();
+        let backend = shard.backend("web", "10.0.0.1:80");
+        backend.connection_opened(MILLI);
+        (0..3).for_each(|_| backend.request_started());
+        backend.request_finished(Some(200), Some(MILLI));
+        backend.request_finished(None, None);
+        shard.error(Reason::ConnectRefused);
+        shard.panic();
+    }
+
+    #[test]
+    fn a_scrape_sums_all_threads() {
+        let text = used_by_two_threads().scrape();
+        let of = |name| samples(&text, name);
+        assert_eq!(of("portcullis_downstream_connections"), ["{listener=\"https\"} 2"]);
+        assert_eq!(of("portcullis_downstream_connections_total"), ["{listener=\"https\"} 4"]);
+        assert_eq!(
+            of("portcullis_tls_handshakes_total"),
+            ["{listener=\"https\",result=\"ok\"} 2", "{listener=\"https\",result=\"timeout\"} 2"]
+        );
+        assert_eq!(of("portcullis_tls_handshake_seconds_count"), ["{listener=\"https\"} 2"]);
+        assert_eq!(of("portcullis_tls_handshake_seconds_sum"), ["{listener=\"https\"} 0.004"]);
+        assert_eq!(
+            of("portcullis_tls_certificate_expiry_timestamp_seconds"),
+            ["{listener=\"https\",name=\"example.com\",serial=\"0a1b\"} 1785587696"]
+        );
+        assert_eq!(of("portcullis_requests_in_flight"), ["{listener=\"https\"} 2"]);
+        let labels = "{listener=\"https\",route=\"/api\"";
+        assert_eq!(
+            of("portcullis_requests_total"),
+            [
+                format!("{labels},protocol=\"h2\",code=\"200\"}} 2"),
+                format!("{labels},protocol=\"h2\",code=\"404\"}} 2"),
+                format!("{labels},protocol=\"http1\",code=\"200\"}} 2"),
+            ]
+        );
+        let buckets = of("portcullis_request_seconds_bucket");
+        assert_eq!(buckets.len(), 18);
+        assert_eq!(buckets[1], format!("{labels},le=\"0.001\"}} 4"));
+        assert_eq!(buckets[16], format!("{labels},le=\"30\"}} 4"));
+        assert_eq!(buckets[17], format!("{labels},le=\"+Inf\"}} 6"));
+        assert_eq!(of("portcullis_request_seconds_count"), [format!("{labels}}} 6")]);
+    }
+
+    #[test]
+    fn a_scrape_shows_backends_and_failures() {
+        let text = used_by_two_threads().scrape();
+        let of = |name| samples(&text, name);
+        assert_eq!(of("portcullis_upstream_retries_total"), ["{cluster=\"web\"} 2"]);
+        let labels = "{cluster=\"web\",backend=\"10.0.0.1:80\"";
+        assert_eq!(
+            of("portcullis_upstream_requests_total"),
+            [format!("{labels},code=\"none\"}} 2"), format!("{labels},code=\"200\"}} 2")]
+        );
+        for (name, value) in [
+            ("upstream_response_seconds_count", 2),
+            ("upstream_connect_seconds_count", 2),
+            ("upstream_connections", 2),
+            ("upstream_connections_total", 2),
+            ("backend_up", 1),
+            ("backend_weight", 3),
+            ("backend_requests_in_flight", 2),
+            ("probe_seconds_count", 2),
+        ] {
+            assert_eq!(
+                samples(&text, &format!("portcullis_{name}")),
+                [format!("{labels}}} {value}")],
+                "{name}"
+            );
+        }
+        assert_eq!(
+            of("portcullis_probes_total"),
+            [format!("{labels},result=\"ok\"}} 1"), format!("{labels},result=\"timeout\"}} 1")]
+        );
+        let errors = of("portcullis_errors_total");
+        assert!(errors.contains(&"{reason=\"connect_refused\"} 2".to_owned()), "{errors:?}");
+        assert!(errors.contains(&"{reason=\"no_route\"} 0".to_owned()), "{errors:?}");
+        let rejections = of("portcullis_rejections_total");
+        assert!(
+            rejections.contains(&"{listener=\"https\",reason=\"bad_request\"} 2".to_owned()),
+            "{rejections:?}"
+        );
+        assert!(
+            rejections.contains(&"{listener=\"https\",reason=\"denied\"} 0".to_owned()),
+            "{rejections:?}"
+        );
+        let reasons = errors.len() + rejections.len();
+        assert_eq!(reasons, Reason::ALL.len(), "each reason in one of the two");
+        assert_eq!(of("portcullis_panics_total"), [" 2"]);
+        assert_eq!(of("portcullis_log_lines_lost_total"), [" 0"]);
+        let version = format!("{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+        assert_eq!(of("portcullis_build_info"), [version]);
+        assert_eq!(of("process_open_fds").len(), 1);
+    }
+
+    #[test]
+    fn totals_of_a_backend_are_those_of_all_threads() {
+        let metrics = used_by_two_threads();
+        let expected =
+            BackendTotals { requests_in_flight: 2, requests_total: 6, connections: 2, connections_total: 2 };
+        assert_eq!(metrics.backend_totals("web", "10.0.0.1:80"), expected);
+        assert_eq!(metrics.backend_totals("web", "10.0.0.2:80"), BackendTotals::default());
+    }
+
+    #[test]
+    fn routes_without_requests_are_not_shown_and_gauges_are() {
+        let metrics = Metrics::new(1);
+        let shard = metrics.shard(0);
+        for n in 0..10_000 {
+            shard.route("http", &format!("/{n}"));
+        }
+        shard.listener("http");
+        shard.backend("web", "a:1").set_up(false);
+        let text = metrics.scrape();
+        assert!(!text.contains("route="));
+        assert_eq!(samples(&text, "portcullis_downstream_connections"), ["{listener=\"http\"} 0"]);
+        assert_eq!(samples(&text, "portcullis_requests_in_flight"), ["{listener=\"http\"} 0"]);
+        assert_eq!(samples(&text, "portcullis_backend_up"), ["{cluster=\"web\",backend=\"a:1\"} 0"]);
+        assert!(!text.contains("tls_handshakes"), "not where there is no TLS");
+    }
+
+    #[test]
+    fn the_series_of_what_is_gone_go_too() {
+        let metrics = used_by_two_threads();
+        metrics.shard(0).backend("web", "10.0.0.2:80").set_up(true);
+        metrics.retain(|owner| {
+            !matches!(
+                owner,
+                SeriesOwner::Backend { cluster: "web", backend: "10.0.0.1:80" }
+                    | SeriesOwner::Route { listener: "https", route: "/api" }
+                    | SeriesOwner::Cluster("web")
+                    | SeriesOwner::Listener("https")
+            )
+        });
+        metrics.certificates(Vec::new());
+        let text = metrics.scrape();
+        assert!(
+            !text.contains("10.0.0.1:80") && !text.contains("https") && !text.contains("retries"),
+            "{text}"
+        );
+        assert!(text.contains("10.0.0.2:80"));
+    }
+
+    #[test]
+    fn a_certificate_named_twice_is_shown_once() {
+        let metrics = Metrics::new(1);
+        let certificate =
+            CertificateExpiry { listener: "a".into(), name: "b".into(), serial: "1".into(), not_after: 5 };
+        metrics.certificates(vec![certificate.clone(), CertificateExpiry { not_after: 6, ..certificate }]);
+        assert_eq!(
+            samples(&metrics.scrape(), "portcullis_tls_certificate_expiry_timestamp_seconds").len(),
+            1
+        );
+    }
+
+    #[test]
+    fn hostile_names_do_not_break_the_text() {
+        let metrics = Metrics::new(1);
+        metrics.shard(0).route("a\"} 1\n#", "b\\").request(Protocol::Http1, 200, MILLI);
+        let text = metrics.scrape();
+        assert_eq!(
+            samples(&text, "portcullis_requests_total"),
+            ["{listener=\"a\\\"} 1\\n#\",route=\"b\\\\\",protocol=\"http1\",code=\"200\"} 1"]
+        );
+    }
+
+    #[test]
+    fn no_series_appears_twice() {
+        let text = used_by_two_threads().scrape();
+        let mut series: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|s| s.0)
+            .collect();
+        let all = series.len();
+        series.sort_unstable();
+        series.dedup();
+        assert_eq!(series.len(), all);
+    }
+
+    #[test]
+    fn promtool_finds_nothing_to_complain_about() {
+        let Ok(mut promtool) = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+        else {
+            eprintln!("skipped: promtool is not installed");
+            return;
+        };
+        promtool.stdin.take().unwrap().write_all(used_by_two_threads().scrape().as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.is_empty(), "{said}");
+    }
+}

@@ -1,0 +1,145 @@
+//! What does it cost to count and log a request, and to be scraped?
+
+use std::{
+    hint::black_box,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use portcullis::{
+    config::{AccessSink, Log, LogFormat},
+    observe::{AccessLog, Metrics, Protocol, Record, Shard, TlsInfo},
+};
+
+const WRITERS: usize = 3;
+
+fn record() -> Record<'static> {
+    let ip = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
+    Record {
+        time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_785_587_696_789),
+        listener: "0.0.0.0:443",
+        client_ip: ip,
+        peer: SocketAddr::new(ip, 50_001),
+        protocol: Protocol::Http1,
+        tls: Some(TlsInfo {
+            version: "TLSv1.3",
+            cipher: "TLS13_AES_128_GCM_SHA256",
+            sni: Some("www.example.com"),
+            resumed: false,
+        }),
+        method: "GET",
+        host: "www.example.com",
+        path: "/assets/js/application-4f2a9c.js",
+        query: Some("v=1234"),
+        route: Some("www.example.com/assets"),
+        cluster: Some("web"),
+        backend: Some("10.0.0.11:8080"),
+        status: 200,
+        reason: None,
+        bytes_in: 0,
+        bytes_out: 10_240,
+        attempts: 1,
+        duration: Duration::from_micros(1_234),
+        upstream_response: Some(Duration::from_micros(987)),
+        request_id: "0af7651916cd43dd8448eb211c80319c",
+        user_agent: Some(b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
+        referer: Some(b"https://www.example.com/start"),
+    }
+}
+
+fn one_record(c: &mut Criterion) {
+    let mut group = c.benchmark_group("record");
+    let record = record();
+    let mut line = Vec::with_capacity(4096);
+    for (name, format) in [("json", LogFormat::Json), ("text", LogFormat::Text)] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                line.clear();
+                black_box(&record).write(format, &mut line);
+                black_box(line.len())
+            });
+        });
+    }
+    let hostile = Record { user_agent: Some("\u{1b}[2J\"\n\u{e9}".repeat(10).leak().as_bytes()), ..record };
+    group.bench_function("json, hostile user agent", |b| {
+        b.iter(|| {
+            line.clear();
+            black_box(&hostile).write(LogFormat::Json, &mut line);
+            black_box(line.len())
+        });
+    });
+    group.finish();
+}
+
+/// Formatting and handing over, with the thread that writes to /dev/null beside it.
+fn logged_record(c: &mut Criterion) {
+    let metrics = Metrics::new(1);
+    let access = AccessSink::File("/dev/null".into());
+    let log = Log { access, format: LogFormat::Json, level: tracing::Level::INFO };
+    let log = AccessLog::start(&log, &metrics).expect("/dev/null can be opened");
+    let mut writer = log.writer();
+    let record = record();
+    c.bench_function("record, logged", |b| b.iter(|| writer.record(black_box(&record))));
+    drop(writer);
+    log.finish(Duration::from_secs(5));
+}
+
+fn request_metrics(c: &mut Criterion) {
+    let shard = Metrics::new(WRITERS).shard(0);
+    let listener = shard.listener("0.0.0.0:443");
+    let route = shard.route("0.0.0.0:443", "www.example.com/assets");
+    let backend = shard.backend("web", "10.0.0.11:8080");
+    let (head_after, took) = (Duration::from_micros(987), Duration::from_micros(1_234));
+    c.bench_function("metrics of one request", |b| {
+        b.iter(|| {
+            listener.request_started();
+            backend.request_started();
+            backend.request_finished(black_box(Some(200)), black_box(Some(head_after)));
+            route.request(Protocol::Http1, black_box(200), black_box(took));
+            listener.request_finished();
+        });
+    });
+    c.bench_function("a cell by its labels", |b| {
+        b.iter(|| shard.route("0.0.0.0:443", black_box("www.example.com/assets")));
+    });
+}
+
+fn with_backends(count: usize) -> Arc<Metrics> {
+    let metrics = Metrics::new(WRITERS);
+    for writer in 0..WRITERS {
+        let shard = metrics.shard(writer);
+        for n in 0..count {
+            use_backend(&shard, &format!("10.0.{}.{}:8080", n / 250, n % 250));
+        }
+    }
+    metrics
+}
+
+fn use_backend(shard: &Shard, backend: &str) {
+    let cell = shard.backend("web", backend);
+    cell.set_up(true);
+    cell.set_weight(1);
+    for n in 1..50 {
+        let took = Duration::from_micros(n * n * 100);
+        cell.connection_opened(took);
+        cell.request_started();
+        cell.request_finished(Some(if n % 10 == 0 { 404 } else { 200 }), Some(took));
+        cell.probe("ok", took);
+    }
+}
+
+fn scrape(c: &mut Criterion) {
+    let mut group = c.benchmark_group("scrape");
+    group.sample_size(20);
+    for (name, count) in [("3 backends", 3), ("1000 backends", 1000)] {
+        let metrics = with_backends(count);
+        group.throughput(Throughput::Bytes(metrics.scrape().len() as u64));
+        group.bench_function(name, |b| b.iter(|| metrics.scrape()));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, one_record, logged_record, request_metrics, scrape);
+criterion_main!(benches);
