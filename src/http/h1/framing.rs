@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::{
-    head::{HeadEnd, Underscores, find_head_end, has_strict_line_ends},
+    head::{BareLineFeed, HeadEnd, Loader, Underscores, find_head_end},
     hop::is_token_byte,
 };
 use crate::{
@@ -320,15 +320,16 @@ impl Extension {
 
 impl Trailers {
     fn parse(&mut self, limits: &BodyLimits) -> Result<(), BodyError> {
-        let lines = &self.block[2..];
-        if !has_strict_line_ends(lines) {
+        if !self.block.ends_with(b"\r\n\r\n") {
             return Err(BodyError::Trailer);
         }
+        let lines = &self.block[2..];
         let mut room = vec![httparse::EMPTY_HEADER; limits.fields];
         match httparse::parse_headers(lines, &mut room) {
             Ok(httparse::Status::Complete((len, headers))) if len == lines.len() => {
+                let loader = Loader::new(lines, &mut self.fields);
                 for header in headers {
-                    self.fields.push(header.name.as_bytes(), header.value);
+                    loader.push(header, &mut self.fields).map_err(|BareLineFeed| BodyError::Trailer)?;
                 }
                 self.fields.retain(|id, name| {
                     let plain = limits.underscores == Underscores::Keep || !name.contains(&b'_');

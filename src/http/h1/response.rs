@@ -6,10 +6,9 @@
 use std::fmt;
 
 use http::{Method, StatusCode};
-use httparse::Header;
 
 use super::{
-    head::{HeadLimits, Room, STACK_FIELDS, has_strict_line_ends},
+    head::{BareLineFeed, HeadLimits, Loader, Room, STACK_FIELDS, has_strict_frame},
     hop::Hop,
     length::{Framing, Length, LengthError},
 };
@@ -82,7 +81,7 @@ pub fn parse_response(
     if !head.starts_with(b"HTTP/") {
         return Err(BadResponse::StatusLine);
     }
-    if !has_strict_line_ends(head) {
+    if !has_strict_frame(head) {
         return Err(BadResponse::LineEnd);
     }
     let mut room = [const { Room::uninit() }; STACK_FIELDS];
@@ -127,14 +126,18 @@ fn fill<'b>(
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
     out.status = status.ok_or(BadResponse::StatusLine)?;
     out.version = if response.version == Some(1) { Version::Http11 } else { Version::Http10 };
-    let mut length = Length::default();
-    let mut hop = Hop::default();
+    let mut said = Said::default();
+    let loader = Loader::new(head, &mut out.fields);
     for header in response.headers.iter() {
-        collect(head, header, (&mut length, &mut hop), out)?;
         if header.name.len() + header.value.len() > limits.field_bytes {
             return Err(BadResponse::HeadTooLarge);
         }
+        let id = loader.push(header, &mut out.fields).map_err(|BareLineFeed| BadResponse::LineEnd)?;
+        if !said.take(id, head, header.value)? {
+            out.fields.pop();
+        }
     }
+    let Said { length, hop } = said;
     hop.remove_named(response.headers, &mut out.fields);
     let http11 = out.version == Version::Http11;
     out.keep_alive = !hop.close && (http11 || hop.keep_alive);
@@ -148,35 +151,28 @@ fn fill<'b>(
     settle_body(framing, out)
 }
 
-/// Puts one field where it belongs: among those that pass on, or into what it says.
-fn collect<'b>(
-    head: &'b [u8],
-    header: &Header<'b>,
-    (length, hop): (&mut Length<'b>, &mut Hop<'b>),
-    out: &mut ResponseHead,
-) -> Result<(), BadResponse> {
-    let value = header.value;
-    let passes = match out.fields.push(header.name.as_bytes(), value) {
-        FieldId::ContentLength => length.content_length(value).map_err(bad_length)?,
-        FieldId::TransferEncoding => {
-            length.transfer_encoding(head, value).map_err(bad_length)?;
-            false
+/// What the fields say about framing and this hop.
+#[derive(Default)]
+struct Said<'b> {
+    length: Length<'b>,
+    hop: Hop<'b>,
+}
+
+impl<'b> Said<'b> {
+    /// Notes what a known field says; whether it stays among the fields that pass on.
+    fn take(&mut self, id: FieldId, head: &[u8], value: &'b [u8]) -> Result<bool, BadResponse> {
+        match id {
+            FieldId::ContentLength => return self.length.content_length(value).map_err(bad_length),
+            FieldId::TransferEncoding => self.length.transfer_encoding(head, value).map_err(bad_length)?,
+            FieldId::Connection => {
+                self.hop.connection(value).map_err(|_| BadResponse::ConnectionOptions)?;
+            }
+            FieldId::Upgrade => self.hop.upgrade(value),
+            FieldId::KeepAlive | FieldId::ProxyConnection | FieldId::Te | FieldId::Http2Settings => {}
+            _ => return Ok(true),
         }
-        FieldId::Connection => {
-            hop.connection(value).map_err(|_| BadResponse::ConnectionOptions)?;
-            false
-        }
-        FieldId::Upgrade => {
-            hop.upgrade(value);
-            false
-        }
-        FieldId::KeepAlive | FieldId::ProxyConnection | FieldId::Te | FieldId::Http2Settings => false,
-        _ => true,
-    };
-    if !passes {
-        out.fields.pop();
+        Ok(false)
     }
-    Ok(())
 }
 
 fn bad_length(error: LengthError) -> BadResponse {
