@@ -72,25 +72,37 @@ impl Fields {
         let start = self.block.len();
         self.block.reserve(name.len() + value.len() + LINE_OVERHEAD);
         self.block.extend_from_slice(name);
-        self.block[start..].make_ascii_lowercase();
-        let id = FieldId::of(&self.block[start..]);
         self.block.extend_from_slice(b": ");
         self.block.extend_from_slice(value);
         self.block.extend_from_slice(b"\r\n");
+        self.push_line(start, name.len(), value.len())
+    }
+
+    /// Copies whole field lines, in which [`push_line`](Self::push_line) then finds fields; returns
+    /// where they start. Many small copies fewer for a head in which most lines are canonical.
+    pub(super) fn load(&mut self, lines: &[u8]) -> usize {
+        let start = self.block.len();
+        self.block.extend_from_slice(lines);
+        start
+    }
+
+    /// Appends the field whose line `name: value\r\n`, spelt just so, is loaded at `start`.
+    pub(super) fn push_line(&mut self, start: usize, name_len: usize, value_len: usize) -> FieldId {
+        let name = &mut self.block[start..start + name_len];
+        name.make_ascii_lowercase();
+        let id = FieldId::of(name);
         self.entries.push(Entry {
             id,
             start: offset(start),
-            name_len: offset(name.len()),
-            value_len: offset(value.len()),
+            name_len: offset(name_len),
+            value_len: offset(value_len),
         });
         id
     }
 
-    /// Takes the last field off again.
+    /// Takes the last field off again; its bytes stay until the next `clear`.
     pub fn pop(&mut self) {
-        if let Some(entry) = self.entries.pop() {
-            self.block.truncate(entry.start as usize);
-        }
+        self.entries.pop();
     }
 
     /// Removes every field of this lower-case name.

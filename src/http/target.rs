@@ -19,6 +19,7 @@
 use std::{fmt::Write, net::Ipv6Addr};
 
 use http::Method;
+use memchr::memchr;
 
 use super::message::{RequestHead, Version};
 use crate::error::Reason;
@@ -27,6 +28,8 @@ const PATH: u8 = 1;
 const QUERY: u8 = 2;
 const HOST: u8 = 4;
 const UNRESERVED: u8 = 8;
+/// `%` and `.`: the path may have another spelling.
+const REWRITES: u8 = 16;
 
 /// What each byte may be part of.
 static CLASSES: [u8; 256] = classes();
@@ -36,7 +39,9 @@ const fn classes() -> [u8; 256] {
     let mut byte = 0x21_u8;
     while byte < 0x7f {
         table[byte as usize] = match byte {
-            b'-' | b'.' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => PATH | QUERY | HOST | UNRESERVED,
+            b'.' => PATH | QUERY | HOST | UNRESERVED | REWRITES,
+            b'%' => PATH | QUERY | REWRITES,
+            b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => PATH | QUERY | HOST | UNRESERVED,
             b'~' => PATH | QUERY | UNRESERVED,
             b'#' | b'<' | b'>' => 0,
             b'"' => PATH,
@@ -48,8 +53,12 @@ const fn classes() -> [u8; 256] {
     table
 }
 
-fn all_in(class: u8, bytes: &[u8]) -> bool {
-    bytes.iter().fold(class, |common, byte| common & CLASSES[usize::from(*byte)]) == class
+/// The classes that all bytes share, and those that any of them has.
+fn classes_of(bytes: &[u8]) -> (u8, u8) {
+    bytes.iter().fold((u8::MAX, 0), |(common, any), byte| {
+        let class = CLASSES[usize::from(*byte)];
+        (common & class, any | class)
+    })
 }
 
 /// The method, which must be spelt in upper case; CONNECT and TRACE are `MethodNotAllowed`.
@@ -72,30 +81,28 @@ pub fn parse_method(raw: &[u8]) -> Result<Method, Reason> {
 ///
 /// Takes origin-form, absolute-form (http and https; its host must be that of `host`) and `*` for
 /// OPTIONS. HTTP/1.1 must bring a `host`.
-pub(super) fn parse_h1(raw: &[u8], host: Option<&[u8]>, head: &mut RequestHead) -> Result<(), Reason> {
+pub(super) fn parse_h1(raw: &str, host: Option<&[u8]>, head: &mut RequestHead) -> Result<(), Reason> {
     match host {
         Some(host) => parse_authority(host, head)?,
         None if head.version == Version::Http10 => {}
         None => return Err(Reason::BadRequest),
     }
-    if raw.first() == Some(&b'/') || raw == b"*" {
+    if raw.starts_with('/') || raw == "*" {
         return parse_path(raw, head);
     }
     parse_absolute(raw, host.is_some(), head)
 }
 
-fn parse_absolute(raw: &[u8], host_known: bool, head: &mut RequestHead) -> Result<(), Reason> {
-    let (default_port, rest) = if let Some(rest) = strip_prefix_ignoring_case(raw, b"http://") {
-        (80, rest)
-    } else if let Some(rest) = strip_prefix_ignoring_case(raw, b"https://") {
-        (443, rest)
-    } else {
-        return Err(Reason::BadRequest);
+fn parse_absolute(raw: &str, host_known: bool, head: &mut RequestHead) -> Result<(), Reason> {
+    let (scheme, rest) = raw.split_once("://").ok_or(Reason::BadRequest)?;
+    let default_port = match scheme {
+        _ if scheme.eq_ignore_ascii_case("http") => 80,
+        _ if scheme.eq_ignore_ascii_case("https") => 443,
+        _ => return Err(Reason::BadRequest),
     };
-    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let said = (std::mem::take(&mut head.host), head.port);
-    parse_authority(authority, head)?;
+    parse_authority(authority.as_bytes(), head)?;
     if host_known {
         let port_of = |port: Option<u16>| port.unwrap_or(default_port);
         if said.0 != head.host || port_of(said.1) != port_of(head.port) {
@@ -103,17 +110,12 @@ fn parse_absolute(raw: &[u8], host_known: bool, head: &mut RequestHead) -> Resul
         }
         (head.host, head.port) = said;
     }
-    match path.first() {
-        Some(b'/') => parse_path(path, head),
-        None if head.method == Method::OPTIONS => parse_path(b"*", head),
+    match path {
+        _ if path.starts_with('/') => parse_path(path, head),
+        "" if head.method == Method::OPTIONS => parse_path("*", head),
         // No path at all, perhaps with a query: the root (RFC 9112 §3.2.2).
-        _ => parse_path(&[b"/", path].concat(), head),
+        _ => parse_path(&format!("/{path}"), head),
     }
-}
-
-fn strip_prefix_ignoring_case<'a>(bytes: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
-    let (start, rest) = bytes.split_at_checked(prefix.len())?;
-    start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
 /// Sets `host` and `port` from a `host` field or an `:authority`.
@@ -154,10 +156,7 @@ fn push_ipv6(address: &[u8], host: &mut String) -> Result<(), Reason> {
 
 fn push_name(name: &[u8], host: &mut String) -> Result<(), Reason> {
     // The longest name that DNS can hold, without its final dot.
-    if name.is_empty() || name.len() > 253 || !all_in(HOST, name) {
-        return Err(Reason::BadRequest);
-    }
-    if name[0] == b'.' || name.ends_with(b".") || name.windows(2).any(|pair| pair == b"..") {
+    if name.len() > 253 || !is_host_name(name) {
         return Err(Reason::BadRequest);
     }
     host.push_str(str::from_utf8(name).map_err(|_| Reason::BadRequest)?);
@@ -165,43 +164,50 @@ fn push_name(name: &[u8], host: &mut String) -> Result<(), Reason> {
     Ok(())
 }
 
+/// Whether these are labels of the right letters with one dot between them.
+fn is_host_name(name: &[u8]) -> bool {
+    let mut common = HOST;
+    let mut empty_label = false;
+    let mut previous = b'.';
+    for &byte in name {
+        common &= CLASSES[usize::from(byte)];
+        empty_label |= byte == b'.' && previous == b'.';
+        previous = byte;
+    }
+    common == HOST && !empty_label && previous != b'.'
+}
+
 /// Sets `target` and `path_len` from an origin-form target or a `:path`; `head` has its method.
 ///
 /// `*` passes for OPTIONS only. Errors: `BadRequest`. Cost: one pass and a copy; a path with `%` or
 /// `/.` is rebuilt segment by segment, still linear.
-pub fn parse_path(raw: &[u8], head: &mut RequestHead) -> Result<(), Reason> {
+pub fn parse_path(raw: &str, head: &mut RequestHead) -> Result<(), Reason> {
     head.target.clear();
-    if raw == b"*" && head.method == Method::OPTIONS {
+    if raw == "*" && head.method == Method::OPTIONS {
         head.target.push('*');
         head.path_len = 1;
         return Ok(());
     }
-    let end = raw.iter().position(|byte| *byte == b'?').unwrap_or(raw.len());
+    let end = memchr(b'?', raw.as_bytes()).unwrap_or(raw.len());
     let (path, query) = raw.split_at(end);
-    if path.first() != Some(&b'/') || !all_in(PATH, path) || !all_in(QUERY, query) {
+    let (common, any) = classes_of(path.as_bytes());
+    if !path.starts_with('/') || common & PATH == 0 || classes_of(query.as_bytes()).0 & QUERY == 0 {
         return Err(Reason::BadRequest);
     }
-    if needs_rewriting(path) {
+    if any & REWRITES != 0 && (path.contains('%') || path.contains("/.")) {
         push_canonical_path(path, &mut head.target)?;
+        head.path_len = head.target.len();
+        head.target.push_str(query);
     } else {
-        push_ascii(path, &mut head.target)?;
+        head.path_len = path.len();
+        head.target.push_str(raw);
     }
-    head.path_len = head.target.len();
-    push_ascii(query, &mut head.target)
-}
-
-fn push_ascii(bytes: &[u8], target: &mut String) -> Result<(), Reason> {
-    target.push_str(str::from_utf8(bytes).map_err(|_| Reason::BadRequest)?);
     Ok(())
 }
 
-fn needs_rewriting(path: &[u8]) -> bool {
-    path.contains(&b'%') || path.windows(2).any(|pair| pair == b"/.")
-}
-
-fn push_canonical_path(path: &[u8], target: &mut String) -> Result<(), Reason> {
+fn push_canonical_path(path: &str, target: &mut String) -> Result<(), Reason> {
     target.push('/');
-    let mut segments = path[1..].split(|byte| *byte == b'/').peekable();
+    let mut segments = path[1..].split('/').peekable();
     while let Some(raw) = segments.next() {
         let start = target.len();
         push_decoded(raw, target)?;
@@ -220,8 +226,8 @@ fn push_canonical_path(path: &[u8], target: &mut String) -> Result<(), Reason> {
 }
 
 /// Decodes what needs no encoding; the rest keeps it, in upper case.
-fn push_decoded(segment: &[u8], target: &mut String) -> Result<(), Reason> {
-    let mut bytes = segment.iter().copied();
+fn push_decoded(segment: &str, target: &mut String) -> Result<(), Reason> {
+    let mut bytes = segment.bytes();
     while let Some(byte) = bytes.next() {
         if byte != b'%' {
             target.push(char::from(byte));
@@ -258,7 +264,7 @@ mod tests {
 
     fn canonical(raw: &str) -> Result<String, Reason> {
         let mut head = RequestHead::default();
-        parse_path(raw.as_bytes(), &mut head)?;
+        parse_path(raw, &mut head)?;
         assert_eq!(head.path().len(), head.path_len);
         Ok(head.target)
     }
@@ -374,18 +380,18 @@ mod tests {
     #[test]
     fn splits_path_and_query() {
         let mut head = RequestHead::default();
-        parse_path(b"/%61/?b=c?d", &mut head).unwrap();
+        parse_path("/%61/?b=c?d", &mut head).unwrap();
         assert_eq!((head.path(), head.query()), ("/a/", Some("b=c?d")));
-        parse_path(b"/a", &mut head).unwrap();
+        parse_path("/a", &mut head).unwrap();
         assert_eq!((head.path(), head.query()), ("/a", None));
     }
 
     #[test]
     fn takes_the_asterisk_for_options_only() {
         let mut head = RequestHead { method: Method::OPTIONS, ..RequestHead::default() };
-        parse_path(b"*", &mut head).unwrap();
+        parse_path("*", &mut head).unwrap();
         assert_eq!((head.path(), head.query()), ("*", None));
-        assert_eq!(parse_path(b"*a", &mut head), Err(Reason::BadRequest));
+        assert_eq!(parse_path("*a", &mut head), Err(Reason::BadRequest));
     }
 
     #[test]
@@ -437,8 +443,9 @@ mod tests {
         #[test]
         fn no_bytes_panic(raw: Vec<u8>) {
             let mut head = RequestHead::default();
-            let _ = parse_path(&raw, &mut head);
-            let _ = parse_path(&[b"/", &raw[..]].concat(), &mut head);
+            let text = String::from_utf8_lossy(&raw);
+            let _ = parse_path(&text, &mut head);
+            let _ = parse_path(&format!("/{text}"), &mut head);
             let _ = parse_authority(&raw, &mut head);
             let _ = parse_method(&raw);
         }

@@ -90,3 +90,57 @@ pub fn write_trailers(out: &mut Vec<u8>, trailers: &Fields) {
     trailers.write_lines(out, |_| true);
     out.extend_from_slice(CRLF);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn writes_lines_as_they_go_on_the_wire() {
+        assert_eq!(written(|out| write_request_line(out, &Method::PATCH, "/a?b")), "PATCH /a?b HTTP/1.1\r\n");
+        assert_eq!(
+            written(|out| write_status_line(out, StatusCode::NOT_FOUND)),
+            "HTTP/1.1 404 Not Found\r\n"
+        );
+        let unregistered = StatusCode::from_u16(599).unwrap();
+        assert_eq!(written(|out| write_status_line(out, unregistered)), "HTTP/1.1 599 \r\n");
+        assert_eq!(written(|out| write_host(out, "[::1]", Some(8443))), "host: [::1]:8443\r\n");
+        assert_eq!(written(|out| write_host(out, "a", None)), "host: a\r\n");
+        assert_eq!(
+            written(|out| write_content_length(out, u64::MAX)),
+            "content-length: 18446744073709551615\r\n"
+        );
+    }
+
+    #[test]
+    fn writes_chunk_sizes_in_hexadecimal() {
+        for (len, line) in [
+            (1, "1\r\n"),
+            (16, "10\r\n"),
+            (0xdead_beef, "deadbeef\r\n"),
+            (usize::MAX, "ffffffffffffffff\r\n"),
+        ] {
+            assert_eq!(written(|out| write_chunk_header(out, len)), line);
+        }
+    }
+
+    #[test]
+    fn leaves_out_the_fields_that_are_not_kept() {
+        let mut fields = Fields::default();
+        for (name, value) in [("A", "1"), ("Via", "2"), ("B", "3"), ("C", ""), ("via", "4")] {
+            fields.push(name.as_bytes(), value.as_bytes());
+        }
+        let kept = written(|out| write_fields(out, &fields, |id| id != FieldId::Via));
+        assert_eq!(kept, "a: 1\r\nb: 3\r\nc: \r\n");
+        assert_eq!(
+            written(|out| write_trailers(out, &fields)),
+            "0\r\na: 1\r\nvia: 2\r\nb: 3\r\nc: \r\nvia: 4\r\n\r\n"
+        );
+    }
+}

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::{
-    head::{HeadEnd, Underscores, find_head_end, has_strict_line_ends},
+    head::{BareLineFeed, HeadEnd, Loader, Underscores, find_head_end},
     hop::is_token_byte,
 };
 use crate::{
@@ -325,15 +325,16 @@ impl Extension {
 
 impl Trailers {
     fn parse(&mut self, limits: &BodyLimits) -> Result<(), BodyError> {
-        let lines = &self.block[2..];
-        if !has_strict_line_ends(lines) {
+        if !self.block.ends_with(b"\r\n\r\n") {
             return Err(BodyError::Trailer);
         }
+        let lines = &self.block[2..];
         let mut room = vec![httparse::EMPTY_HEADER; limits.fields];
         match httparse::parse_headers(lines, &mut room) {
             Ok(httparse::Status::Complete((len, headers))) if len == lines.len() => {
+                let loader = Loader::new(lines, &mut self.fields);
                 for header in headers {
-                    self.fields.push(header.name.as_bytes(), header.value);
+                    loader.push(header, &mut self.fields).map_err(|BareLineFeed| BodyError::Trailer)?;
                 }
                 self.fields.retain(|id, name| {
                     let plain = limits.underscores == Underscores::Keep || !name.contains(&b'_');
@@ -343,6 +344,373 @@ impl Trailers {
             }
             Err(httparse::Error::TooManyHeaders) => Err(BodyError::TrailersTooLarge),
             _ => Err(BodyError::Trailer),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::h1::encode;
+    use proptest::prelude::*;
+
+    const LIMITS: BodyLimits = BodyLimits {
+        trailer_bytes: 16 << 10,
+        chunk_extension_bytes: 16 << 10,
+        fields: 100,
+        underscores: Underscores::Drop,
+    };
+
+    #[derive(Debug, PartialEq, Eq)]
+    struct Body {
+        payload: Vec<u8>,
+        /// Bytes of the message; what follows is another one's. `None` while it is not complete.
+        end: Option<usize>,
+        trailers: String,
+    }
+
+    /// Reads a body that arrives in pieces of these lengths, then the rest at once; payload is taken
+    /// at most `appetite` bytes at a time.
+    fn read(
+        mut decoder: BodyDecoder,
+        wire: &[u8],
+        pieces: &[usize],
+        appetite: usize,
+    ) -> Result<Body, BodyError> {
+        let (mut payload, mut start, mut seen) = (Vec::new(), 0, 0);
+        let mut pieces = pieces.iter().copied();
+        let end = loop {
+            match decoder.decode(&wire[start..seen])? {
+                Decoded::Data { skip, len } => {
+                    assert!(len > 0);
+                    let taken = len.min(appetite);
+                    payload.extend_from_slice(&wire[start + skip..][..taken]);
+                    decoder.advance(taken);
+                    start += skip + taken;
+                }
+                Decoded::NeedMore { skip } => {
+                    start += skip;
+                    assert_eq!(start, seen, "nothing is left behind");
+                    if seen == wire.len() {
+                        break None;
+                    }
+                    seen = pieces.next().map_or(wire.len(), |piece| wire.len().min(seen + piece));
+                }
+                Decoded::End { skip } => break Some(start + skip),
+            }
+        };
+        assert_eq!(decoder.is_done(), end.is_some());
+        let mut trailers = Vec::new();
+        if let Some(fields) = decoder.trailers() {
+            fields.write_lines(&mut trailers, |_| true);
+        }
+        Ok(Body { payload, end, trailers: String::from_utf8(trailers).unwrap() })
+    }
+
+    fn chunked_with(wire: &[u8], limits: BodyLimits) -> Result<Body, BodyError> {
+        read(BodyDecoder::new(BodyLength::Streamed, limits), wire, &[], usize::MAX)
+    }
+
+    fn chunked(wire: impl AsRef<[u8]>) -> Result<Body, BodyError> {
+        chunked_with(wire.as_ref(), LIMITS)
+    }
+
+    #[track_caller]
+    fn refuses(wires: &[&str], error: BodyError) {
+        for wire in wires {
+            assert_eq!(chunked(wire), Err(error), "{}", wire.escape_debug());
+            let pieces = vec![1; wire.len()];
+            let dripped = read(BodyDecoder::new(BodyLength::Streamed, LIMITS), wire.as_bytes(), &pieces, 1);
+            assert_eq!(dripped, Err(error), "{} byte by byte", wire.escape_debug());
+        }
+    }
+
+    #[test]
+    fn rejects_chunk_sizes_that_are_not_plain_hexadecimal() {
+        refuses(
+            &[
+                "+5\r\n",
+                "-5\r\n",
+                " 5\r\n",
+                "\t5\r\n",
+                "0x5\r\n",
+                "5_0\r\n",
+                "\r\n",
+                ";a\r\n",
+                "g\r\n",
+                "5 \r\n",
+                "5\t\r\n",
+                "5 5\r\n",
+                "\n",
+                "5\n",
+                "5\0\r\n",
+                "5,\r\n",
+                "00000000000000005\r\n",
+                "10000000000000000\r\n",
+                "8000000000000000\r\n",
+                "ffffffffffffffff\r\n",
+                "1\r\na\r\n\r\n",
+                "1\r\na\r\n +0\r\n",
+                "5 ;a\r\n",
+                "\u{ff15}\r\n",
+            ],
+            BodyError::ChunkSize,
+        );
+        assert_eq!(chunked("7fffffffffffffff\r\n").unwrap().end, None);
+        assert_eq!(chunked("0000000000000001\r\na\r\n0000000000000000\r\n\r\n").unwrap().end, Some(41));
+    }
+
+    #[test]
+    fn rejects_what_is_not_crlf_around_chunks() {
+        refuses(
+            &[
+                "1\r\r\n",
+                "1\rx",
+                "1\r\na\n0\r\n\r\n",
+                "1\r\nab\r\n",
+                "1\r\na\rb",
+                "1\r\na\r\r\n",
+                "1\r\na0\r\n\r\n",
+                "1;a\rx",
+                "0\rx\r\n",
+            ],
+            BodyError::LineEnd,
+        );
+    }
+
+    #[test]
+    fn rejects_chunk_extensions_that_hide_line_ends_or_break_the_grammar() {
+        refuses(
+            &[
+                "1;\n",
+                "1;a\nb\r\n",
+                "1;a\0\r\n",
+                "1;\r\n",
+                "1; a\r\n",
+                "1;a \r\n",
+                "1;a =b\r\n",
+                "1;a= b\r\n",
+                "1;a=\r\n",
+                "1;a=b;\r\n",
+                "1;;a\r\n",
+                "1;=b\r\n",
+                "1;a=b=c\r\n",
+                "1;a=\"b\r\n",
+                "1;a=\"\n\"\r\n",
+                "1;a=\"b\"c\r\n",
+                "1;a=\"\0\"\r\n",
+                "1;a=\"\\\r\n",
+                "1;a\"b\"\r\n",
+                "1;a,b\r\n",
+                "1;a=(b)\r\n",
+                "1;a=\"\x7f\"\r\n",
+                "1;a\u{e9}\r\n",
+                "0;\n\r\n",
+                "1;a\x0b\r\n",
+            ],
+            BodyError::ChunkExtension,
+        );
+    }
+
+    #[test]
+    fn takes_chunk_extensions_and_forgets_them() {
+        for extension in
+            ["a", "a=b", "a;b;c=d", "a=\"b c;\\\"\t\u{e9}\"", "a=\"\"", "a=\"\\\\\";b", "!#$=%&'"]
+        {
+            let wire = format!("1;{extension}\r\nx\r\n0;{extension}\r\n\r\n");
+            let body = chunked(&wire).unwrap();
+            assert_eq!((body.payload.as_slice(), body.end), (&b"x"[..], Some(wire.len())), "{extension}");
+        }
+    }
+
+    #[test]
+    fn holds_the_extensions_of_a_message_to_the_byte() {
+        // Nine bytes with their semicolons, over three chunks.
+        let wire = b"1;ab\r\nx\r\n1;cde\r\nx\r\n0;f\r\n\r\n";
+        let limit = |bytes| BodyLimits { chunk_extension_bytes: bytes, ..LIMITS };
+        assert!(chunked_with(wire, limit(10)).is_ok());
+        assert!(chunked_with(wire, limit(9)).is_ok());
+        assert_eq!(chunked_with(wire, limit(8)), Err(BodyError::ExtensionsTooLarge));
+        let endless = format!("1;{}", "a".repeat(16 << 10));
+        assert_eq!(chunked(endless), Err(BodyError::ExtensionsTooLarge));
+    }
+
+    #[test]
+    fn rejects_malformed_trailers() {
+        refuses(
+            &[
+                "0\r\n\n",
+                "0\r\nx\r\n\r\n",
+                "0\r\n a: b\r\n\r\n",
+                "0\r\na : b\r\n\r\n",
+                "0\r\na: b\r\n c\r\n\r\n",
+                "0\r\n: b\r\n\r\n",
+                "0\r\na: b\n\r\n",
+                "0\r\na: b\n\n",
+                "0\r\na: b\r\n\n",
+                "0\r\na: \0\r\n\r\n",
+                "0\r\na: b\nc: d\r\n\r\n",
+                "0\r\na: b\rc: d\r\n\r\n",
+                "0\r\na:\n\r\n",
+                "0\r\n\rx\r\n\r\n",
+                "0\r\na: b\t\n\r\n",
+            ],
+            BodyError::Trailer,
+        );
+    }
+
+    #[test]
+    fn drops_forbidden_trailers() {
+        let wire = "0\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nHost: b\r\nAuthorization: x\r\nCookie: x\r\n\
+            Set-Cookie: x\r\nX-Forwarded-For: x\r\nX-Forwarded-Anything: x\r\nForwarded: x\r\nX-Request-Id: x\r\n\
+            Via: x\r\nConnection: x\r\nTE: x\r\nTrailer: x\r\nUpgrade: x\r\nContent-Type: x\r\nContent-Encoding: x\r\n\
+            Cache-Control: x\r\nExpect: x\r\nX-Real-IP: x\r\nX-Portcullis-Reason: x\r\nX_A: x\r\nKeep-Alive: x\r\n\
+            Grpc-Status:  0 \r\nX-Sum: abc\r\nIf-Match: x\r\nProxy-Authorization: x\r\nWWW-Authenticate: x\r\n\r\n";
+        let body = chunked(wire).unwrap();
+        assert_eq!(
+            (body.trailers.as_str(), body.end),
+            ("grpc-status: 0\r\nx-sum: abc\r\n", Some(wire.len()))
+        );
+        let keep = BodyLimits { underscores: Underscores::Keep, ..LIMITS };
+        assert_eq!(chunked_with(b"0\r\nx_a: b\r\n\r\n", keep).unwrap().trailers, "x_a: b\r\n");
+    }
+
+    #[test]
+    fn holds_trailers_to_the_byte_and_the_field() {
+        let wire = b"0\r\na: b\r\nc: d\r\n\r\n";
+        let limits = |trailer_bytes, fields| BodyLimits { trailer_bytes, fields, ..LIMITS };
+        assert!(chunked_with(wire, limits(15, 3)).is_ok());
+        assert!(chunked_with(wire, limits(14, 2)).is_ok());
+        assert_eq!(chunked_with(wire, limits(13, 2)), Err(BodyError::TrailersTooLarge));
+        assert_eq!(chunked_with(wire, limits(14, 1)), Err(BodyError::TrailersTooLarge));
+        let endless = format!("0\r\na: {}", "b".repeat(16 << 10));
+        assert_eq!(chunked(endless), Err(BodyError::TrailersTooLarge));
+        assert!(chunked_with(b"0\r\n\r\n", limits(0, 0)).is_ok());
+    }
+
+    #[test]
+    fn leaves_what_follows_alone() {
+        let follows = b"GET /next HTTP/1.1\r\n\r\n";
+        for wire in [&b"3\r\nabc\r\n0\r\n\r\n"[..], b"3\r\nabc\r\n0\r\na: b\r\n\r\n"] {
+            let body = chunked([wire, follows].concat()).unwrap();
+            assert_eq!((body.payload.as_slice(), body.end), (&b"abc"[..], Some(wire.len())));
+        }
+        let exact = BodyDecoder::new(BodyLength::Exact(3), LIMITS);
+        assert_eq!(read(exact, b"abcGET", &[], 2).unwrap().end, Some(3));
+        let empty = BodyDecoder::new(BodyLength::Empty, LIMITS);
+        assert_eq!(read(empty, follows, &[], 1).unwrap().end, Some(0));
+    }
+
+    #[test]
+    fn an_error_is_for_ever() {
+        let mut decoder = BodyDecoder::new(BodyLength::Streamed, LIMITS);
+        assert_eq!(decoder.decode(b"x"), Err(BodyError::ChunkSize));
+        assert_eq!(decoder.decode(b"0\r\n\r\n"), Err(BodyError::ChunkSize));
+        assert_eq!(decoder.end_of_input(), Err(BodyError::ChunkSize));
+        assert!(!decoder.is_done());
+    }
+
+    #[test]
+    fn only_a_body_until_close_may_end_with_the_connection() {
+        let end = |length, input: &[u8]| {
+            let mut decoder = BodyDecoder::new(length, LIMITS);
+            if let Ok(Decoded::Data { len, .. }) = decoder.decode(input) {
+                decoder.advance(len);
+            }
+            decoder.end_of_input()
+        };
+        assert_eq!(end(BodyLength::UntilClose, b"abc"), Ok(()));
+        assert_eq!(end(BodyLength::UntilClose, b""), Ok(()));
+        assert_eq!(end(BodyLength::Exact(3), b"abc"), Ok(()));
+        assert_eq!(end(BodyLength::Exact(4), b"abc"), Err(BodyError::Truncated));
+        assert_eq!(end(BodyLength::Streamed, b"3\r\nabc"), Err(BodyError::Truncated));
+        assert_eq!(end(BodyLength::Streamed, b"0\r\n"), Err(BodyError::Truncated));
+        assert_eq!(end(BodyLength::Streamed, b""), Err(BodyError::Truncated));
+        assert_eq!(end(BodyLength::Streamed, b"0\r\n\r\n"), Ok(()));
+    }
+
+    #[test]
+    fn every_split_of_a_body_reads_the_same() {
+        for wire in [
+            &b"5\r\nhello\r\n10;a=\"b\\\"\"\r\n0123456789abcdef\r\n0\r\n\r\n"[..],
+            b"1\r\n\r\r\n1\r\n\n\r\n0\r\ngrpc-status: 0\r\nhost: x\r\n\r\n",
+            b"0\r\n\r\n",
+            b"0\r\na:\r\n\r\nGET",
+        ] {
+            let whole = chunked(wire).unwrap();
+            for first in 0..=wire.len() {
+                for second in 0..=wire.len() - first {
+                    let decoder = BodyDecoder::new(BodyLength::Streamed, LIMITS);
+                    let split = read(decoder, wire, &[first, second], usize::MAX).unwrap();
+                    assert_eq!(split, whole);
+                }
+            }
+            let decoder = BodyDecoder::new(BodyLength::Streamed, LIMITS);
+            assert_eq!(read(decoder, wire, &vec![1; wire.len()], 1).unwrap(), whole);
+        }
+    }
+
+    /// What a chunked body without trailers and extensions is, read the slow way.
+    fn model(mut wire: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+        let mut payload = Vec::new();
+        loop {
+            let end = wire.windows(2).position(|pair| pair == b"\r\n")?;
+            let digits = str::from_utf8(&wire[..end]).ok()?;
+            if digits.is_empty() || digits.len() > 16 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+            {
+                return None;
+            }
+            let size = usize::from_str_radix(digits, 16).ok()?;
+            wire = &wire[end + 2..];
+            payload.extend_from_slice(wire.get(..size)?);
+            wire = wire.get(size..)?.strip_prefix(b"\r\n")?;
+            if size == 0 {
+                return Some((payload, wire));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_what_is_decoded(
+            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..8),
+            trailer in proptest::option::of("[ -~]{0,20}"),
+            pieces in proptest::collection::vec(0..50_usize, 0..20),
+            appetite in 1..100_usize,
+        ) {
+            let mut wire = Vec::new();
+            for chunk in &chunks {
+                encode::write_chunk_header(&mut wire, chunk.len());
+                wire.extend_from_slice(chunk);
+                wire.extend_from_slice(encode::CRLF);
+            }
+            let mut trailers = Fields::default();
+            match &trailer {
+                Some(value) => {
+                    trailers.push(b"x-sum", value.trim().as_bytes());
+                    encode::write_trailers(&mut wire, &trailers);
+                }
+                None => wire.extend_from_slice(encode::LAST_CHUNK),
+            }
+            let body = read(BodyDecoder::new(BodyLength::Streamed, LIMITS), &wire, &pieces, appetite).unwrap();
+            prop_assert_eq!(body.payload, chunks.concat());
+            prop_assert_eq!(body.end, Some(wire.len()));
+            let expected = trailer.map_or(String::new(), |value| format!("x-sum: {}\r\n", value.trim()));
+            prop_assert_eq!(body.trailers, expected);
+        }
+
+        #[test]
+        fn agrees_with_a_slow_reading(wire in "([0-3a]{0,2}(\r\n|\r|\n)?[ab]{0,3}(\r\n)?){0,4}(0\r\n\r\n)?[a0]?") {
+            let body = chunked(&wire);
+            match model(wire.as_bytes()) {
+                Some((payload, rest)) => {
+                    let body = body.unwrap();
+                    prop_assert_eq!(body.payload, payload);
+                    prop_assert_eq!(body.end, Some(wire.len() - rest.len()));
+                }
+                // Trailers are beyond the model.
+                None => prop_assert!(body.map_or(true, |body| body.end.is_none() || !body.trailers.is_empty())),
+            }
         }
     }
 }

@@ -1,13 +1,13 @@
 //! From the bytes of one request head to a `RequestHead`, or to the reason why not.
 //!
-//! Syntax by httparse, line ends by a pass of our own, meaning (framing, host, target, hop-by-hop
+//! Syntax by httparse, line ends by a check of our own, meaning (framing, host, target, hop-by-hop
 //! fields) here. Whatever could be read in two ways is refused: RFC 9112 §11.2.
 
 use http::Method;
 use httparse::Header;
 
 use super::{
-    head::{HeadLimits, Room, STACK_FIELDS, Underscores, has_strict_line_ends},
+    head::{BareLineFeed, HeadLimits, Loader, Room, STACK_FIELDS, Underscores, has_strict_frame},
     hop::Hop,
     length::{Framing, Length, LengthError},
 };
@@ -31,7 +31,7 @@ pub fn parse_request(head: &[u8], limits: &HeadLimits, out: &mut RequestHead) ->
     out.clear();
     let lines = head.strip_prefix(b"\r\n").unwrap_or(head);
     // httparse skips any number of empty lines.
-    if !lines.first().is_some_and(u8::is_ascii_uppercase) || !has_strict_line_ends(lines) {
+    if !lines.first().is_some_and(u8::is_ascii_uppercase) || !has_strict_frame(lines) {
         return Err(Reason::BadRequest);
     }
     let mut room = [const { Room::uninit() }; STACK_FIELDS];
@@ -86,7 +86,7 @@ fn fill<'b>(
     out.method = target::parse_method(method.as_bytes())?;
     out.body = body_length(&said.length, out)?;
     settle(&said, request.headers, out);
-    target::parse_h1(raw_target.as_bytes(), said.host, out)
+    target::parse_h1(raw_target, said.host, out)
 }
 
 /// What the fields say about host, framing and this hop.
@@ -107,14 +107,16 @@ fn collect<'b>(
     out: &mut RequestHead,
 ) -> Result<Said<'b>, Reason> {
     let mut said = Said::default();
+    let loader = Loader::new(lines, &mut out.fields);
     for header in headers {
         let (name, value) = (header.name.as_bytes(), header.value);
         if name.len() + value.len() > limits.field_bytes {
             return Err(Reason::HeadTooLarge);
         }
-        let passes = match out.fields.push(name, value) {
+        let id = loader.push(header, &mut out.fields).map_err(|BareLineFeed| Reason::BadRequest)?;
+        let passes = match id {
             FieldId::Other => limits.underscores == Underscores::Keep || !name.contains(&b'_'),
-            id => said.take(id, lines, value)?,
+            _ => said.take(id, lines, value)?,
         };
         if !passes {
             out.fields.pop();
@@ -229,7 +231,9 @@ mod tests {
 
     #[track_caller]
     fn refuses_each(lines: &[&str]) {
-        lines.iter().for_each(|lines| refuses(get(lines), Reason::BadRequest));
+        for lines in lines {
+            refuses(get(lines), Reason::BadRequest);
+        }
     }
 
     #[test]

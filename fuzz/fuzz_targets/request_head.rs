@@ -1,0 +1,154 @@
+//! Request heads: no panic, and whatever is accepted has one reading.
+#![no_main]
+
+use http_desync_guardian::{
+    ClassificationReason as Verdict, RequestSafetyTier as Tier, request_analyzer::HttpRequestData,
+};
+use libfuzzer_sys::fuzz_target;
+use portcullis::http::{
+    fields::FieldId,
+    h1::{
+        encode,
+        head::{HeadEnd, HeadLimits, Underscores, find_head_end},
+        request::parse_request,
+    },
+    message::{BodyLength, RequestHead},
+    target,
+};
+
+const LIMITS: HeadLimits = HeadLimits {
+    head_bytes: 8 << 10,
+    uri_bytes: 1 << 10,
+    field_bytes: 2 << 10,
+    fields: 40,
+    underscores: Underscores::Drop,
+};
+
+fuzz_target!(|data: &[u8]| {
+    let HeadEnd::Complete(end) = find_head_end(data, 0) else { return };
+    drip(data, end);
+    let raw = &data[..end];
+    let mut head = RequestHead::default();
+    if parse_request(raw, &LIMITS, &mut head).is_err() {
+        return;
+    }
+    let raw = raw.strip_prefix(b"\r\n").unwrap_or(raw);
+    check_bytes(raw);
+    check_framing(raw, &head);
+    check_target(&head);
+    check_forwarded(&head);
+});
+
+/// However the bytes arrive, the head ends at the same place.
+fn drip(data: &[u8], end: usize) {
+    let mut scanned = 0;
+    for len in 0..end {
+        match find_head_end(&data[..len], scanned) {
+            HeadEnd::Partial { scanned: seen } => scanned = seen,
+            HeadEnd::Complete(early) => panic!("ends at {early} of {len}, not at {end}"),
+        }
+    }
+    assert_eq!(find_head_end(&data[..end], scanned), HeadEnd::Complete(end));
+}
+
+/// CR, LF and NUL are nowhere but in CRLF, and httparse sees the same head.
+fn check_bytes(raw: &[u8]) {
+    let text = raw.escape_ascii().to_string();
+    let stripped = text.replace("\\r\\n", "");
+    assert!(!["\\r", "\\n", "\\x00", "\\x7f"].iter().any(|byte| stripped.contains(byte)), "{text}");
+    assert!(raw.ends_with(b"\r\n\r\n") && raw.windows(4).filter(|four| *four == b"\r\n\r\n").count() == 1);
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    assert_eq!(httparse::Request::new(&mut headers).parse(raw), Ok(httparse::Status::Complete(raw.len())));
+}
+
+/// The lines of one field, cut the simplest way.
+fn values<'a>(raw: &'a [u8], name: &[u8]) -> Vec<&'a [u8]> {
+    raw.split(|byte| *byte == b'\n')
+        .skip(1)
+        .filter_map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            line[..colon].eq_ignore_ascii_case(name).then(|| line[colon + 1..].trim_ascii())
+        })
+        .collect()
+}
+
+/// The body is as long as a second, naive reading says.
+fn check_framing(raw: &[u8], head: &RequestHead) {
+    let (lengths, codings) = (values(raw, b"content-length"), values(raw, b"transfer-encoding"));
+    match head.body {
+        BodyLength::Empty => assert!(lengths.is_empty() && codings.is_empty()),
+        BodyLength::Exact(bytes) => {
+            assert!(codings.is_empty() && !lengths.is_empty());
+            for length in lengths {
+                assert!(length.iter().all(u8::is_ascii_digit));
+                assert_eq!(std::str::from_utf8(length).unwrap().parse(), Ok(bytes));
+            }
+        }
+        BodyLength::Streamed => {
+            assert!(lengths.is_empty() && codings.len() == 1);
+            assert!(codings[0].eq_ignore_ascii_case(b"chunked"));
+        }
+        BodyLength::UntilClose => panic!("a request can't end with its connection"),
+    }
+    assert!(values(raw, b"host").len() <= 1);
+}
+
+/// Host and target are canonical: parsed again they stay as they are.
+fn check_target(head: &RequestHead) {
+    assert!(head.target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'));
+    assert!(head.path() == "*" || head.path().starts_with('/'));
+    assert!(!head.path().split('/').any(|segment| segment == "." || segment == ".."));
+    let mut again = RequestHead { method: head.method.clone(), ..RequestHead::default() };
+    target::parse_path(&head.target, &mut again).expect("canonical");
+    assert_eq!((&again.target, again.path_len), (&head.target, head.path_len));
+    if !head.host.is_empty() {
+        target::parse_authority(head.host.as_bytes(), &mut again).expect("canonical");
+        assert_eq!(again.host, head.host);
+    }
+    let uri: Result<http::uri::PathAndQuery, _> = head.target.parse();
+    assert!(uri.is_ok_and(|uri| uri.as_str() == head.target));
+}
+
+/// What a backend gets is read the same way by us and is nothing that the oracle calls unsafe.
+fn check_forwarded(head: &RequestHead) {
+    let gone = [
+        FieldId::Host,
+        FieldId::Connection,
+        FieldId::TransferEncoding,
+        FieldId::Upgrade,
+        FieldId::KeepAlive,
+        FieldId::ProxyConnection,
+        FieldId::Http2Settings,
+        FieldId::Expect,
+    ];
+    assert!(gone.iter().all(|id| head.fields.get(*id).is_none()));
+    let mut wire = Vec::new();
+    encode::write_request_line(&mut wire, &head.method, &head.target);
+    encode::write_host(&mut wire, if head.host.is_empty() { "none" } else { &head.host }, head.port);
+    encode::write_fields(&mut wire, &head.fields, |id| id != FieldId::ContentLength);
+    match head.body {
+        BodyLength::Exact(bytes) => encode::write_content_length(&mut wire, bytes),
+        BodyLength::Streamed => encode::write_transfer_encoding_chunked(&mut wire),
+        BodyLength::Empty | BodyLength::UntilClose => {}
+    }
+    encode::end_head(&mut wire);
+    let roomy = HeadLimits { head_bytes: 16 << 10, fields: 64, ..LIMITS };
+    let mut again = RequestHead::default();
+    parse_request(&wire, &roomy, &mut again).expect("what we write is valid");
+    assert_eq!((&again.method, &again.target, again.body), (&head.method, &head.target, head.body));
+    let passed = head.fields.iter().filter(|(id, _, _)| *id != FieldId::ContentLength);
+    let got = again.fields.iter().filter(|(id, _, _)| *id != FieldId::ContentLength);
+    assert!(passed.eq(got));
+
+    let verdict = HttpRequestData::analyze_raw_request(&wire);
+    let tolerated = matches!(
+        verdict.reason,
+        // A GET or HEAD with a body: its framing is ours. Odd characters in an address: checked above.
+        Verdict::UndefinedContentLengthSemantics
+            | Verdict::UndefinedTransferEncodingSemantics
+            | Verdict::AmbiguousUri
+            // Names one letter away from those that frame: tokens of their own to any parser.
+            | Verdict::SuspiciousHeader
+    );
+    assert!(verdict.tier < Tier::Ambiguous || tolerated, "{:?}: {}", verdict.reason, wire.escape_ascii());
+}
