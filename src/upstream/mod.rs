@@ -9,3 +9,6 @@ pub mod connect;
 pub mod health;
 pub mod probe;
 pub mod tls;
+
+#[cfg(test)]
+mod testing;
