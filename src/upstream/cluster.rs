@@ -20,6 +20,8 @@ use crate::config;
 
 /// How long a backend's addresses are used before its name is looked up again.
 const ADDRESSES_LIVE: Duration = Duration::from_secs(5);
+/// The same once a connection to them has failed.
+const DISTRUSTED_LIVE: Duration = Duration::from_secs(1);
 
 /// A named group of interchangeable backends. Made anew by each reload; the backends' state stays.
 #[derive(Debug)]
@@ -230,11 +232,15 @@ impl Backend {
         }
     }
 
-    /// Has the name looked up again before the next connection, since this one could not be made.
+    /// Has the name looked up again soon, since an address could not be connected to; within 1 s,
+    /// so that a thousand failures a second are not a thousand lookups.
     pub fn distrust_addresses(&self) {
-        if let Some(known) = self.state.addresses.load_full() {
+        let soon = Instant::now() + DISTRUSTED_LIVE;
+        if let Some(known) = self.state.addresses.load_full()
+            && soon < known.until
+        {
             let found = known.found.clone();
-            self.state.addresses.store(Some(Arc::new(Addresses { found, until: Instant::now() })));
+            self.state.addresses.store(Some(Arc::new(Addresses { found, until: soon })));
         }
     }
 
@@ -283,5 +289,137 @@ impl Default for State {
             addresses: ArcSwapOption::empty(),
             lookup: tokio::sync::Mutex::new(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::{
+        balance::{Balancer, Tried},
+        testing::{cluster_config, health},
+    };
+
+    fn cluster(addresses: &[&str]) -> Cluster {
+        let config = config::Cluster { health: Some(health()), ..cluster_config(addresses) };
+        Cluster::new(config, None).expect("no TLS")
+    }
+
+    fn fail(cluster: &Cluster, index: usize) -> Option<Transition> {
+        (0..3).find_map(|_| cluster.observe(index, Err("refused")))
+    }
+
+    #[test]
+    fn a_change_of_health_moves_the_epoch_and_nothing_else_does() {
+        let cluster = cluster(&["a:1", "b:1", "c:1"]);
+        let start = cluster.epoch();
+        assert_eq!(cluster.observe(0, Ok(())), None);
+        assert_eq!(cluster.observe(0, Err("refused")), None);
+        assert_eq!(cluster.epoch(), start);
+        assert_eq!(fail(&cluster, 0), Some(Transition::Down { failed: 3 }));
+        assert_ne!(cluster.epoch(), start);
+        let status = cluster.backends[0].status();
+        assert!(!status.up && !cluster.backends[0].is_up() && !cluster.eligible(0));
+        assert_eq!(status.last_error.as_deref(), Some("refused"));
+        assert_eq!(cluster.up_count(), 2);
+    }
+
+    #[test]
+    fn a_passed_probe_clears_the_last_error() {
+        let cluster = cluster(&["a:1", "b:1"]);
+        fail(&cluster, 0);
+        cluster.observe(0, Ok(()));
+        assert!(!cluster.backends[0].is_up() && cluster.backends[0].status().last_error.is_none());
+        assert_eq!(cluster.observe(0, Ok(())), Some(Transition::Up { passed: 2 }));
+        assert!(cluster.backends[0].is_up());
+    }
+
+    #[test]
+    fn with_less_than_half_up_all_are_eligible() {
+        let cluster = cluster(&["a:1", "b:1", "c:1"]);
+        fail(&cluster, 0);
+        assert!(!cluster.fails_open() && !cluster.eligible(0));
+        fail(&cluster, 1);
+        assert!(cluster.fails_open() && (0..3).all(|index| cluster.eligible(index)));
+        assert_eq!(cluster.up_count(), 1);
+        cluster.observe(1, Ok(()));
+        cluster.observe(1, Ok(()));
+        assert!(!cluster.fails_open() && !cluster.eligible(0) && cluster.eligible(1));
+    }
+
+    #[test]
+    fn a_reload_keeps_the_state_of_an_address_that_stays() {
+        let old = cluster(&["a:1", "b:1", "c:1"]);
+        fail(&old, 1);
+        let config = config::Cluster { health: Some(health()), ..cluster_config(&["d:1", "b:1", "a:1"]) };
+        let new = Cluster::new(config, Some(&old)).expect("no TLS");
+        let up: Vec<bool> = new.backends.iter().map(Backend::is_up).collect();
+        assert_eq!(up, [true, false, true]);
+        assert!(!new.eligible(1));
+        new.observe(1, Ok(()));
+        new.observe(1, Ok(()));
+        assert!(old.backends[1].is_up());
+    }
+
+    #[test]
+    fn a_reload_that_turns_health_checks_off_makes_all_backends_up() {
+        let old = cluster(&["a:1", "b:1", "c:1"]);
+        fail(&old, 1);
+        let new = Cluster::new(cluster_config(&["a:1", "b:1"]), Some(&old)).expect("no TLS");
+        assert!(new.backends.iter().all(Backend::is_up));
+        assert_eq!(fail(&new, 0), None);
+        assert!(new.eligible(0));
+    }
+
+    #[test]
+    fn a_balancer_follows_health_at_its_next_pick() {
+        let cluster = cluster(&["a:1", "b:1", "c:1"]);
+        let mut balancer = Balancer::new(&cluster, 0);
+        let mut picks = |count: usize| -> Vec<Option<usize>> {
+            (0..count).map(|_| balancer.pick(&cluster, &Tried::default())).collect()
+        };
+        assert_eq!(picks(4), [Some(0), Some(1), Some(2), Some(0)]);
+        fail(&cluster, 1);
+        assert!(picks(10).iter().all(|pick| *pick != Some(1)));
+        fail(&cluster, 2);
+        assert!(picks(3).contains(&Some(1)), "fails open");
+    }
+
+    #[tokio::test]
+    async fn an_address_is_never_looked_up() {
+        for (address, expected) in [("127.0.0.1:80", "127.0.0.1:81"), ("[::1]:80", "[::1]:81")] {
+            let cluster = cluster(&[address]);
+            let found = cluster.backends[0].socket_addresses(81).await.expect("an address");
+            assert_eq!(found, [expected.parse().expect("an address")]);
+            assert!(cluster.backends[0].state.addresses.load().is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_once_and_sooner_again_when_distrusted() {
+        let cluster = cluster(&["localhost:80"]);
+        let backend = &cluster.backends[0];
+        let known = || backend.state.addresses.load_full().expect("looked up");
+        let found = backend.socket_addresses(80).await.expect("localhost has an address");
+        assert!(found.iter().all(|address| address.ip().is_loopback() && address.port() == 80));
+        let first = known();
+        backend.socket_addresses(81).await.expect("known");
+        assert!(Arc::ptr_eq(&first, &known()));
+        backend.distrust_addresses();
+        let distrusted = known();
+        assert!(distrusted.until < first.until);
+        backend.distrust_addresses();
+        assert_eq!(distrusted.until, known().until);
+    }
+
+    #[tokio::test]
+    async fn what_was_known_serves_when_the_lookup_fails() {
+        let cluster = cluster(&["no such name:80"]);
+        let backend = &cluster.backends[0];
+        backend.socket_addresses(80).await.expect_err("no such name");
+        let known = Addresses { found: vec![IpAddr::from([127, 0, 0, 1])], until: Instant::now() };
+        backend.state.addresses.store(Some(Arc::new(known)));
+        let found = backend.socket_addresses(80).await.expect("still known");
+        assert_eq!(found, ["127.0.0.1:80".parse().expect("an address")]);
     }
 }

@@ -142,3 +142,128 @@ impl fmt::Display for ConnectError {
 }
 
 impl std::error::Error for ConnectError {}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+
+    use super::*;
+    use crate::{
+        config,
+        upstream::testing::{Authority, closed_port, cluster_config, tls_backend},
+    };
+
+    fn cluster(address: &str) -> Cluster {
+        Cluster::new(cluster_config(&[address]), None).expect("no TLS")
+    }
+
+    async fn try_connect(cluster: &Cluster) -> Result<Connected, ConnectError> {
+        connect(cluster, &cluster.backends[0]).await
+    }
+
+    #[tokio::test]
+    async fn connects_over_tcp_without_delay() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let cluster = cluster(&listener.local_addr().expect("bound").to_string());
+        let Ok(Connected::Tcp(stream)) = try_connect(&cluster).await else { panic!("not clear text") };
+        assert!(stream.nodelay().expect("open"));
+    }
+
+    #[tokio::test]
+    async fn connects_over_tls() {
+        let authority = Authority::new();
+        let address = tls_backend(authority.acceptor("127.0.0.1", 2100, &[])).await;
+        let config =
+            config::Cluster { tls: Some(authority.tls()), ..cluster_config(&[&address.to_string()]) };
+        let cluster = Cluster::new(config, None).expect("a CA");
+        let Ok(Connected::Tls(mut stream)) = try_connect(&cluster).await else { panic!("not TLS") };
+        let mut line = String::new();
+        stream.read_to_string(&mut line).await.expect("a clean end");
+        assert_eq!(line, "hello");
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_connect_refused() {
+        let (_socket, address) = closed_port();
+        let error = try_connect(&cluster(&address.to_string())).await.expect_err("nobody listens");
+        assert_eq!(error.reason, Reason::ConnectRefused);
+        assert!(error.detail.starts_with(&format!("connect to {address} failed: ")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_is_connect_failed() {
+        let error = try_connect(&cluster("no such name:80")).await.expect_err("no address");
+        assert_eq!(error.reason, Reason::ConnectFailed);
+        assert!(error.detail.starts_with("looking up \"no such name\" failed: "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_name_with_several_addresses_is_tried_in_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let open = listener.local_addr().expect("bound");
+        let (_socket, closed) = closed_port();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let stream = open_first(&[closed, open], deadline).await.expect("the second one is open");
+        assert_eq!(stream.peer_addr().expect("connected"), open);
+        let failure = open_first(&[closed, closed], deadline).await.expect_err("both are closed");
+        assert!(
+            matches!(failure, Failure::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_backlog_that_is_full_is_connect_timeout() {
+        let listener =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+        listener.listen(0).expect("listening");
+        let address = listener.local_addr().expect("bound").as_socket().expect("an IP address");
+        let mut config = cluster_config(&[&address.to_string()]);
+        config.connect_timeout = Duration::from_millis(100);
+        let cluster = Cluster::new(config, None).expect("no TLS");
+        // Nobody accepts, so these fill the backlog until one gets no answer.
+        let mut filling = Vec::new();
+        let error = loop {
+            match try_connect(&cluster).await {
+                Ok(stream) => filling.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.reason, Reason::ConnectTimeout);
+        assert_eq!(error.detail, format!("connect to {address} timed out after 100ms"));
+    }
+
+    #[tokio::test]
+    async fn a_handshake_that_stalls_is_connect_timeout() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let tls = Some(Authority::new().tls());
+        let connect_timeout = Duration::from_millis(50);
+        let config = config::Cluster { tls, connect_timeout, ..cluster_config(&[&address.to_string()]) };
+        let cluster = Cluster::new(config, None).expect("a CA");
+        let error = try_connect(&cluster).await.expect_err("nobody accepts");
+        assert_eq!(error.reason, Reason::ConnectTimeout);
+        assert_eq!(error.detail, format!("TLS handshake with {address} timed out after 50ms"));
+    }
+
+    #[tokio::test]
+    async fn another_port_shows_in_the_words() {
+        let ((_first, address), (_second, other)) = (closed_port(), closed_port());
+        let cluster = cluster(&address.to_string());
+        let error =
+            connect_port(&cluster.backends[0], other.port(), Duration::MAX).await.expect_err("closed");
+        assert!(
+            error.detail.starts_with(&format!("connect to 127.0.0.1 on port {} ", other.port())),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn every_kind_of_connect_failure_has_its_reason() {
+        assert_eq!(connect_reason(io::ErrorKind::ConnectionRefused), Reason::ConnectRefused);
+        assert_eq!(connect_reason(io::ErrorKind::TimedOut), Reason::ConnectTimeout);
+        for kind in [io::ErrorKind::HostUnreachable, io::ErrorKind::AddrNotAvailable, io::ErrorKind::Other] {
+            assert_eq!(connect_reason(kind), Reason::ConnectFailed);
+        }
+    }
+}

@@ -10,3 +10,6 @@ pub mod health;
 pub mod pool;
 pub mod probe;
 pub mod tls;
+
+#[cfg(test)]
+mod testing;

@@ -271,3 +271,213 @@ fn response_failure(error: ProbeError) -> Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::{
+        net::TcpListener,
+        sync::mpsc::{UnboundedReceiver, unbounded_channel},
+        task::JoinHandle,
+    };
+
+    use super::*;
+    use crate::{
+        config,
+        upstream::testing::{
+            Authority, backend, closed_port, cluster_config, health, http_check, tls_backend,
+        },
+    };
+
+    /// A report that outlives its probe.
+    type Seen = (usize, ProbeResult, String, Option<Transition>);
+
+    /// Probes until the handle is aborted.
+    fn start(config: config::Cluster) -> (Arc<Cluster>, UnboundedReceiver<Seen>, JoinHandle<()>) {
+        let cluster = Arc::new(Cluster::new(config, None).expect("good settings"));
+        let (seen, reports) = unbounded_channel();
+        let report = move |report: &ProbeReport<'_>| {
+            let _ = seen.send((report.backend, report.result, report.detail.to_owned(), report.transition));
+        };
+        let probes = tokio::spawn(run(Arc::clone(&cluster), report));
+        (cluster, reports, probes)
+    }
+
+    /// The first report on one backend.
+    async fn first(config: config::Cluster) -> (ProbeResult, String) {
+        let (_, mut reports, probes) = start(config);
+        let (_, result, detail, _) = reports.recv().await.expect("a report");
+        probes.abort();
+        (result, detail)
+    }
+
+    fn checked(address: &str, check: Check) -> config::Cluster {
+        config::Cluster { health: Some(Health { check, ..health() }), ..cluster_config(&[address]) }
+    }
+
+    async fn first_http(answer: impl Into<Vec<u8>>, check: HttpCheck) -> (ProbeResult, String) {
+        let address = backend(answer).await.to_string();
+        first(checked(&address, Check::Http(check))).await
+    }
+
+    #[tokio::test]
+    async fn an_open_port_passes_a_tcp_check_and_a_closed_one_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let open = listener.local_addr().expect("bound").to_string();
+        assert_eq!(first(checked(&open, Check::Tcp)).await, (ProbeResult::Ok, String::new()));
+        let (_socket, closed) = closed_port();
+        let (result, detail) = first(checked(&closed.to_string(), Check::Tcp)).await;
+        assert_eq!(result, ProbeResult::Refused);
+        assert!(detail.starts_with(&format!("connect to {closed} failed")), "{detail}");
+    }
+
+    #[tokio::test]
+    async fn the_status_has_to_be_in_a_range() {
+        let check = |expect_status| HttpCheck { expect_status, ..http_check() };
+        let cases = [
+            ("200 OK", vec![200..=399], None),
+            ("399 X", vec![200..=399], None),
+            ("404 X", vec![200..=299, 404..=404], None),
+            ("400 X", vec![200..=399], Some("status 400, expected 200-399")),
+            ("503 X", vec![200..=299, 404..=404], Some("status 503, expected 200-299, 404")),
+        ];
+        for (line, ranges, problem) in cases {
+            let found =
+                first_http(format!("HTTP/1.1 {line}\r\ncontent-length: 0\r\n\r\n"), check(ranges)).await;
+            let expected = problem.map_or((ProbeResult::Ok, ""), |detail| (ProbeResult::Status, detail));
+            assert_eq!((found.0, found.1.as_str()), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_expected_text_has_to_be_in_the_first_64_kib() {
+        let check = || HttpCheck { expect_body: Some("ready".to_owned()), ..http_check() };
+        let cases =
+            [(0, ProbeResult::Ok), (BODY_LIMIT - 5, ProbeResult::Ok), (BODY_LIMIT - 4, ProbeResult::Body)];
+        for (before, expected) in cases {
+            let body = format!("{}ready and more", " ".repeat(before));
+            let (result, detail) = first_http(format!("HTTP/1.0 200 OK\r\n\r\n{body}"), check()).await;
+            assert_eq!(result, expected, "{detail}");
+        }
+        let (_, detail) = first_http("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", check()).await;
+        assert_eq!(detail, "the body does not contain \"ready\"");
+    }
+
+    #[tokio::test]
+    async fn each_fault_of_an_answer_has_its_result() {
+        assert_eq!(first_http("", http_check()).await.0, ProbeResult::Closed);
+        assert_eq!(first_http("SSH-2.0-x\r\n", http_check()).await.0, ProbeResult::BadResponse);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let timeout = Duration::from_millis(50);
+        let mut config = checked(&address, Check::Http(http_check()));
+        config.health = config.health.map(|rules| Health { timeout, ..rules });
+        assert_eq!(first(config).await, (ProbeResult::Timeout, "no complete answer after 50ms".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn probes_speak_tls_as_the_cluster_does() {
+        let authority = Authority::new();
+        let good = tls_backend(authority.acceptor("127.0.0.1", 2100, &[])).await;
+        let bad = tls_backend(authority.acceptor("b.test", 2100, &[])).await;
+        for (address, expected) in [(good, ProbeResult::Ok), (bad, ProbeResult::Tls)] {
+            let config = checked(&address.to_string(), Check::Tcp);
+            let found = first(config::Cluster { tls: Some(authority.tls()), ..config }).await;
+            assert_eq!(found.0, expected, "{}", found.1);
+        }
+    }
+
+    #[tokio::test]
+    async fn probes_speak_h2_as_the_cluster_does() {
+        let config = |address: String| config::Cluster {
+            protocol: Protocol::H2,
+            ..checked(&address, Check::Http(http_check()))
+        };
+        let address = backend("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+        assert_eq!(first(config(address.to_string())).await.0, ProbeResult::BadResponse);
+    }
+
+    #[tokio::test]
+    async fn another_port_can_be_probed() {
+        let address = backend("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let (_socket, closed) = closed_port();
+        let mut config = checked(&closed.to_string(), Check::Http(http_check()));
+        config.health = config.health.map(|rules| Health { port: Some(address.port()), ..rules });
+        assert_eq!(first(config).await.0, ProbeResult::Ok);
+    }
+
+    #[tokio::test]
+    async fn a_backend_goes_down_and_comes_back_with_its_probes() {
+        let (socket, address) = closed_port();
+        let (cluster, mut reports, _probes) = start(checked(&address.to_string(), Check::Tcp));
+        let (_, result, _, transition) = reports.recv().await.expect("a report");
+        assert_eq!((result, transition), (ProbeResult::Refused, Some(Transition::Down { failed: 1 })));
+        assert!(!cluster.backends[0].is_up());
+        let listener = socket.listen(16).expect("the port is ours");
+        let up = loop {
+            let (_, _, _, transition) = reports.recv().await.expect("a report");
+            if transition.is_some() {
+                break transition;
+            }
+        };
+        assert_eq!(up, Some(Transition::Up { passed: 2 }));
+        assert!(cluster.backends[0].is_up());
+        drop(listener);
+        let down = loop {
+            let (_, _, _, transition) = reports.recv().await.expect("a report");
+            if transition.is_some() {
+                break transition;
+            }
+        };
+        assert_eq!(down, Some(Transition::Down { failed: 3 }));
+    }
+
+    #[tokio::test]
+    async fn every_backend_is_probed_and_all_stop_with_the_future() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let addresses: Vec<String> = (1..=20).map(|last| format!("127.0.0.{last}:{port}")).collect();
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        let config = config::Cluster { health: Some(health()), ..cluster_config(&addresses) };
+        let (_, mut reports, probes) = start(config);
+        let mut probed = std::collections::HashSet::new();
+        while probed.len() < 20 {
+            probed.insert(reports.recv().await.expect("a report").0);
+        }
+        probes.abort();
+        // The channel ends when the last loop has dropped its end.
+        while reports.recv().await.is_some() {}
+    }
+
+    #[tokio::test]
+    async fn without_health_checks_nothing_is_probed() {
+        let (_, mut reports, probes) = start(cluster_config(&["127.0.0.1:1"]));
+        tokio::task::yield_now().await;
+        assert!(reports.try_recv().is_err() && !probes.is_finished());
+        probes.abort();
+    }
+
+    #[tokio::test]
+    async fn a_loop_that_panics_is_begun_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let config = checked(&listener.local_addr().expect("bound").to_string(), Check::Tcp);
+        let cluster = Arc::new(Cluster::new(config, None).expect("no TLS"));
+        let (seen, mut reports) = unbounded_channel();
+        let calls = Arc::new(AtomicU32::new(0));
+        let report = move |_: &ProbeReport<'_>| {
+            assert!(calls.fetch_add(1, Ordering::Relaxed) > 0, "the first report panics");
+            let _ = seen.send(());
+        };
+        let probes = tokio::spawn(run(cluster, report));
+        reports.recv().await.expect("a report after the panic");
+        probes.abort();
+    }
+
+    #[test]
+    fn every_result_has_a_code_of_its_own() {
+        let codes: std::collections::HashSet<&str> =
+            ProbeResult::ALL.iter().map(|result| result.code()).collect();
+        assert_eq!(codes.len(), ProbeResult::ALL.len());
+    }
+}

@@ -3,7 +3,7 @@
 use std::{fmt, io, path::PathBuf, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -127,8 +127,16 @@ impl fmt::Debug for Connector {
 
 /// AES-128-GCM first: its handshake hashes with SHA-256, which is much cheaper than SHA-384.
 fn provider() -> CryptoProvider {
+    let preferred = |suite: CipherSuite| {
+        matches!(
+            suite,
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+        )
+    };
     let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("AES_128_GCM"));
+    provider.cipher_suites.sort_by_key(|suite| !preferred(suite.suite()));
     provider
 }
 
@@ -244,5 +252,146 @@ impl ServerCertVerifier for Unverified {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::HandshakeKind;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::upstream::testing::{Authority, tls_backend};
+
+    /// Does a handshake and reads to the end, as tickets come after it.
+    async fn try_handshake(
+        connector: &Connector,
+        address: std::net::SocketAddr,
+    ) -> Result<TlsStream, HandshakeError> {
+        let stream = TcpStream::connect(address).await.expect("a backend");
+        let mut stream = connector.handshake(stream).await?;
+        stream.read_to_end(&mut Vec::new()).await.expect("a clean end");
+        Ok(stream)
+    }
+
+    fn connector(tls: &ClusterTls, protocol: Protocol, host: &str) -> Connector {
+        let cluster = ClusterConnector::new("web", tls, protocol).expect("good settings");
+        cluster.backend(host).expect("a good name")
+    }
+
+    async fn reason(tls: &ClusterTls, backend: TlsAcceptor) -> Reason {
+        let address = tls_backend(backend).await;
+        try_handshake(&connector(tls, Protocol::Http1, "a.test"), address)
+            .await
+            .expect_err("must fail")
+            .reason
+    }
+
+    #[tokio::test]
+    async fn a_verified_backend_gets_aes_128_and_its_protocol() {
+        let authority = Authority::new();
+        for (protocol, alpn) in [(Protocol::Http1, "http/1.1"), (Protocol::H2, "h2")] {
+            let address = tls_backend(authority.acceptor("a.test", 2100, &["h2", "http/1.1"])).await;
+            let connector = connector(&authority.tls(), protocol, "a.test");
+            let stream = try_handshake(&connector, address).await.expect("verified");
+            let connection = stream.get_ref().1;
+            let suite = connection.negotiated_cipher_suite().expect("done").suite();
+            assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
+            assert_eq!(connection.alpn_protocol(), Some(alpn.as_bytes()));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_name_is_the_host_or_the_configured_one_and_may_be_an_address() {
+        let authority = Authority::new();
+        let names = [("a.test", None), ("127.0.0.1", None), ("[::1]", None), ("elsewhere", Some("a.test"))];
+        for (host, server_name) in names {
+            let certified = server_name.unwrap_or(host).trim_matches(['[', ']']);
+            let address = tls_backend(authority.acceptor(certified, 2100, &[])).await;
+            let tls = ClusterTls { server_name: server_name.map(str::to_owned), ..authority.tls() };
+            try_handshake(&connector(&tls, Protocol::Http1, host), address).await.expect("verified");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_connection_resumes_the_session_of_its_own_backend() {
+        let authority = Authority::new();
+        let address = tls_backend(authority.acceptor("a.test", 2100, &[])).await;
+        let cluster = ClusterConnector::new("web", &authority.tls(), Protocol::Http1).expect("good settings");
+        let (one, other) =
+            (cluster.backend("a.test").expect("a name"), cluster.backend("a.test").expect("a name"));
+        for (connector, expected) in
+            [(&one, HandshakeKind::Full), (&one, HandshakeKind::Resumed), (&other, HandshakeKind::Full)]
+        {
+            let stream = try_handshake(connector, address).await.expect("verified");
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn each_fault_of_a_certificate_has_its_reason() {
+        let (trusted, foreign) = (Authority::new(), Authority::new());
+        let tls = trusted.tls();
+        let cases = [
+            (foreign.acceptor("a.test", 2100, &[]), Reason::UpstreamTlsUnknownCa),
+            (trusted.acceptor("a.test", 2001, &[]), Reason::UpstreamTlsExpired),
+            (trusted.acceptor("b.test", 2100, &[]), Reason::UpstreamTlsNameMismatch),
+        ];
+        for (acceptor, expected) in cases {
+            assert_eq!(reason(&tls, acceptor).await, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn without_verification_any_certificate_will_do() {
+        let authority = Authority::new();
+        let tls = ClusterTls { verify: false, ..Authority::new().tls() };
+        let address = tls_backend(authority.acceptor("b.test", 2001, &[])).await;
+        try_handshake(&connector(&tls, Protocol::Http1, "a.test"), address).await.expect("not verified");
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_does_not_agree_to_h2_fails_the_handshake() {
+        let authority = Authority::new();
+        for alpn in [&["http/1.1"][..], &[]] {
+            let address = tls_backend(authority.acceptor("a.test", 2100, alpn)).await;
+            let connector = connector(&authority.tls(), Protocol::H2, "a.test");
+            let error = try_handshake(&connector, address).await.expect_err("no h2");
+            assert_eq!(error.reason, Reason::UpstreamTlsHandshake, "{alpn:?}: {}", error.detail);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_speaks_no_tls_or_closes_fails_the_handshake() {
+        let tls = Authority::new().tls();
+        let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = plain.local_addr().expect("bound");
+        let answers = tokio::spawn(async move {
+            for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"\x16\x03\x03\xff\xff", b""] {
+                let (mut stream, _) = plain.accept().await.expect("a connection");
+                stream.read_buf(&mut Vec::with_capacity(4096)).await.expect("a hello");
+                stream.write_all(answer).await.expect("open");
+            }
+        });
+        for _ in 0..3 {
+            let error = try_handshake(&connector(&tls, Protocol::Http1, "a.test"), address).await;
+            assert_eq!(error.expect_err("no TLS").reason, Reason::UpstreamTlsHandshake);
+        }
+        answers.await.expect("no panic");
+    }
+
+    #[test]
+    fn settings_that_can_not_work_are_errors() {
+        let tls = Authority::new().tls();
+        let cluster = ClusterConnector::new("web", &tls, Protocol::Http1).expect("good settings");
+        let error = cluster.backend("no name").expect_err("a blank");
+        assert_eq!(
+            error.to_string(),
+            "\"no name\" is neither a DNS name nor an address; set tls.server_name"
+        );
+        let empty = ClusterTls { ca: TrustedCa::File("ca.crt".into(), Arc::from([])), ..tls };
+        let error = ClusterConnector::new("web", &empty, Protocol::Http1).expect_err("nothing to trust");
+        assert_eq!(error.to_string(), "ca.crt holds no certificate that can be trusted as a CA");
     }
 }
