@@ -95,10 +95,13 @@ class Portcullis:
         return self.log_lines()
 
     def wait_for_health(self, within: float = 10, **up: int):
-        """Waits until as many backends of each named cluster are up."""
+        """Waits until that many backends of each named cluster have been probed and are up."""
+        def known(name: str, count: int) -> bool:
+            now = self.metrics()
+            return now.total("backend_up", cluster=name) == count <= len(now.by("backend", "probes_total", cluster=name))
+
         for name, count in up.items():
-            wait_until(lambda: self.metrics().total("backend_up", cluster=name) == count, within,
-                       f"{count} backends of {name} up")
+            wait_until(lambda: known(name, count), within, f"{count} backends of {name} are up")
 
 
 def admin_get(port: int, path: str) -> tuple[int, str]:
