@@ -64,15 +64,16 @@ def echo():
 
 @pytest.fixture
 def portcullis(directory, certs):
-    """Makes a Portcullis from routes and clusters and starts it; all of them end with the test."""
+    """Makes a Portcullis from routes and clusters and, unless told otherwise, starts it; all end with the test."""
     made = []
 
-    def start(body: str, **options) -> Portcullis:
-        instance = Portcullis(directory, certs, body, **options)
+    def make(body: str, *, start: bool = True, **options) -> Portcullis:
+        instance = Portcullis(directory / f"portcullis-{len(made) + 1}", certs, body, **options)
         made.append(instance)
-        instance.start()
+        if start:
+            instance.start()
         return instance
 
-    yield start
+    yield make
     for instance in made:
-        instance.process.stop()
+        instance.stop()

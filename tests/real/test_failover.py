@@ -37,7 +37,7 @@ def test_only_requests_in_flight_notice_a_killed_backend(portcullis, nginxes, pr
         if protocol == "http1":
             loads.append(wrk(url, seconds=7, clients=CLIENTS))
         else:
-            loads.append(h2load(url, "-m", 4, requests=60_000, clients=CLIENTS // 4))
+            loads.append(h2load(url, "-m", 4, seconds=7, clients=CLIENTS // 4))
 
     load = threading.Thread(target=put_under_load)
     load.start()
@@ -83,4 +83,4 @@ def test_a_probe_status_out_of_range_takes_a_backend_out(portcullis, nginxes, ec
     # Only the echo backend answers this path with 204; nginx says 404.
     wait_until(lambda: not is_up(front, nginxes[0]) and not is_up(front, nginxes[1]), 10, "nginx counts as down")
     assert front.metrics().total("backend_up", backend=echo.address) == 1
-    assert front.metrics().total("probes_total", backend=nginxes[0].address) >= FALL
+    assert front.metrics().by("result", "probes_total", backend=nginxes[0].address).keys() != {"ok"}

@@ -74,6 +74,6 @@ def test_cookies_of_http2_arrive_as_one_field(front):
     assert seen["cookie"] == ["a=1; b=2; c=3"]
 
 
-def test_path_and_query_arrive_as_sent(front):
-    answer = curl(f"{front.https_url}/echo/%2e%2e/a%2Fb//c?q=%20+&r", "--path-as-is", ca=front.ca)
-    assert answer.json()["target"] == "/echo/%2e%2e/a%2Fb//c?q=%20+&r"
+def test_the_path_arrives_in_one_spelling_and_the_query_as_sent(front):
+    answer = curl(f"{front.https_url}/echo/%7Euser/./x/%2e%2e/a%2fb//c?q=%20+&r=%2e", "--path-as-is", ca=front.ca)
+    assert answer.json()["target"] == "/echo/~user/a%2Fb//c?q=%20+&r=%2e"

@@ -8,7 +8,7 @@ import urllib.parse
 import h2.connection
 import h2.events
 import pytest
-from support.clients import curl, h2load
+from support.clients import curl, exchange, h2load
 from support.portcullis import admin_get, cluster
 from support.process import Process
 from support.waiting import free_port, wait_until
@@ -17,12 +17,14 @@ from support.waiting import free_port, wait_until
 @pytest.fixture
 def front(portcullis, nginxes, echo):
     """Three nginx for everything, the echo backend for slow answers, nothing for other hosts."""
-    return portcullis(
+    instance = portcullis(
         '[[routes]]\nhost = "localhost"\ncluster = "web"\n'
         '[[routes]]\nhost = "localhost"\npath = "/delay"\ncluster = "slow"\n'
         '[[routes]]\nhost = "localhost"\npath = "/stall"\ncluster = "slow"\n'
         + cluster("web", [b.address for b in nginxes], 'health.path = "/healthz"')
         + cluster("slow", [echo.address]))
+    instance.wait_for_health(web=3, slow=1)
+    return instance
 
 
 def reset_h2_streams(front, path: str, streams: int, resets: int) -> None:
@@ -99,22 +101,27 @@ def test_an_access_log_line_says_everything(front):
 
 
 def test_hostile_bytes_break_no_line(front):
-    for text in ('"}\n{"x":"', "\x1b[31m", "caf\u00e9", "\\u0000"):
-        curl(f"{front.http_url}/name", "-A", text.replace("\n", " "), "-H", f"referer: {text!r}")
-    assert len(front.settled_log(4)) == 4
+    hostile = [b'"}{"x":"', b"\\", b"\xff\xfe\xc3", "caf\u00e9 \u2028".encode(), b"%0a%00", b"\t{{}}"]
+    for text in hostile:
+        answer = exchange(front.http, b"GET /name HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+                                      b"user-agent: " + text + b"\r\nreferer: " + text + b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+    assert len(front.settled_log(len(hostile))) == len(hostile)
 
 
 def test_no_series_grows_with_what_clients_send(front):
-    curl(f"{front.https_url}/name", ca=front.ca)
-    curl(f"{front.https_url}/name", "-H", "host: first.test", ca=front.ca)
+    def visit(n: int):
+        curl(f"{front.http_url}/p{n}?q={n}", "-H", f"host: h{n}.test", "-A", f"agent {n}", "-X", f"METHOD{n}")
+        curl(f"{front.http_url}/name?q={n}", "-H", f"x-mine-{n}: {n}", "-A", f"agent {n}")
+
+    # Series appear with the first use of a backend, so each has to have its turn.
+    for n in range(12):
+        visit(n)
     before = len(front.metrics().samples)
-    for n in range(30):
-        curl(f"{front.http_url}/p{n}", "-H", f"host: h{n}.test", "-A", f"agent {n}", "-X", f"METHOD{n}")
-    curl(f"{front.http_url}/name")
-    # The clear-text listener's own series appear once.
-    assert len(front.metrics().samples) - before < 60
-    for n in range(30):
-        assert f"h{n}.test" not in front.metrics().text and f"METHOD{n}" not in front.metrics().text
+    for n in range(12, 40):
+        visit(n)
+    assert len(front.metrics().samples) == before
+    assert not [word for word in (".test", "METHOD", "agent", "/p") if word in front.metrics().text]
 
 
 def test_prometheus_scrapes_it(front, directory):
@@ -135,7 +142,7 @@ def test_prometheus_scrapes_it(front, directory):
         wait_until(lambda: list(ask('up{job="portcullis"}').values()) == [1.0], 20, "Prometheus has scraped it")
         wait_until(lambda: list(ask("sum(portcullis_requests_total)").values()) == [300.0], 10, "it counts 300")
         assert len(ask("portcullis_backend_up == 1")) == 4
-        assert len(ask("portcullis_upstream_requests_total")) == 3
+        assert len(ask("portcullis_upstream_requests_total > 0")) == 3
         [quantile] = ask("histogram_quantile(0.99, sum by (le) (portcullis_request_seconds_bucket))").values()
         assert 0 < quantile < 5
 

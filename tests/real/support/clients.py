@@ -1,8 +1,10 @@
 """Real clients: curl, wrk, h2load, and what they report."""
 import json
 import re
+import socket
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +52,18 @@ def curl(url: str, *options, ca: Path | None = None, keep_body: bool = True, wit
             said=run.stderr)
 
 
+def exchange(port: int, *pieces: bytes) -> bytes:
+    """Sends raw bytes to a clear-text listener, each piece by itself, and reads until it closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+        for piece in pieces:
+            peer.sendall(piece)
+            time.sleep(0.05)
+        answer = b""
+        while received := peer.recv(65536):
+            answer += received
+        return answer
+
+
 @dataclass
 class Load:
     """What a load generator counted."""
@@ -58,13 +72,15 @@ class Load:
     report: str
 
 
-def h2load(url: str, *options, requests: int, clients: int = 32, within: float = 120) -> Load:
-    """Exactly `requests` requests; anything but a 2xx is a failure."""
-    run = subprocess.run(["h2load", "-n", str(requests), "-c", str(clients), *map(str, options), url],
-                         capture_output=True, text=True, timeout=within, check=True)
+def h2load(url: str, *options, requests: int = 0, seconds: int = 0, clients: int = 32) -> Load:
+    """Exactly `requests` requests, or as many as fit in `seconds`; anything but a 2xx is a failure."""
+    amount = ["-D", str(seconds)] if seconds else ["-n", str(requests)]
+    run = subprocess.run(["h2load", *amount, "-c", str(clients), *map(str, options), url],
+                         capture_output=True, text=True, timeout=120, check=True)
+    total = int(re.search(r"requests: (\d+) total", run.stdout)[1])
     good = int(re.search(r"status codes: (\d+) 2xx", run.stdout)[1])
     succeeded = int(re.search(r"(\d+) succeeded", run.stdout)[1])
-    return Load(requests, requests - min(good, succeeded), run.stdout)
+    return Load(total, total - min(good, succeeded), run.stdout)
 
 
 def wrk(url: str, *options, seconds: int, clients: int = 32) -> Load:

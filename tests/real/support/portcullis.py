@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # Another build of the program can be put in by this variable.
 BINARY = Path(os.environ.get("PORTCULLIS", ROOT / "target/release/portcullis"))
 
-_LISTENERS = """
+LISTENERS = """
 [[listeners]]
 name = "https"
 address = "127.0.0.1:{https}"
@@ -37,26 +37,19 @@ class Portcullis:
     `body` holds routes and clusters; without a `[[routes]]` in it, everything goes to the cluster `web`.
     """
 
-    def __init__(self, directory: Path, certs: Path, body: str, *, top: str = "", listeners: str = _LISTENERS):
-        self.directory = directory / "portcullis"
-        self.directory.mkdir(exist_ok=True)
+    def __init__(self, directory: Path, certs: Path, body: str, *, top: str = "", listeners: str = LISTENERS):
+        self.directory = directory
+        self.directory.mkdir()
         self.ca = certs / "ca.crt"
-        self.https, self.http, self.admin, self.spare = (free_port() for _ in range(4))
+        self.https, self.http, self.admin = (free_port() for _ in range(3))
         self.access_log = self.directory / "access.log"
-        ports = {"https": self.https, "http": self.http, "spare": self.spare, "certs": certs}
+        ports = {"https": self.https, "http": self.http, "certs": certs}
         routes = "" if "[[routes]]" in body else _ROUTE_TO_WEB
         self.config = self.directory / "portcullis.toml"
         self.config.write_text(
             f'{top}\n[admin]\naddress = "127.0.0.1:{self.admin}"\n\n[log]\naccess = "access.log"\n'
             + listeners.format(**ports) + routes + body)
         self.process = None
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self.process.stop()
 
     def launch(self) -> Process:
         """Starts it and does not wait."""
@@ -67,6 +60,10 @@ class Portcullis:
         self.launch()
         wait_until(lambda: self.ready() or not self.process.running(), 10, "portcullis is ready")
         assert self.process.running(), f"portcullis did not start:\n{self.process.output()}"
+
+    def stop(self):
+        if self.process:
+            self.process.stop()
 
     @property
     def https_url(self) -> str:
@@ -98,10 +95,13 @@ class Portcullis:
         return self.log_lines()
 
     def wait_for_health(self, within: float = 10, **up: int):
-        """Waits until as many backends of each named cluster are up."""
+        """Waits until that many backends of each named cluster have been probed and are up."""
+        def known(name: str, count: int) -> bool:
+            now = self.metrics()
+            return now.total("backend_up", cluster=name) == count <= len(now.by("backend", "probes_total", cluster=name))
+
         for name, count in up.items():
-            wait_until(lambda: self.metrics().total("backend_up", cluster=name) == count, within,
-                       f"{count} backends of {name} up")
+            wait_until(lambda: known(name, count), within, f"{count} backends of {name} are up")
 
 
 def admin_get(port: int, path: str) -> tuple[int, str]:
