@@ -94,7 +94,11 @@ fn check(path: &Path) -> u8 {
 
 fn demonstrate(https: SocketAddr, admin: SocketAddr) -> u8 {
     match demo::prepare(https, admin) {
-        Ok(demo) => serve(demo.config, move || say(&demo.guide)),
+        Ok(demo) => {
+            let code = serve(demo.config, || say(&demo.guide));
+            drop(demo.directory);
+            code
+        }
         Err(error) => fail(&format!("the demo can't be set up: {error}")),
     }
 }

@@ -30,6 +30,19 @@ pub struct Demo {
     pub config: Config,
     /// What is served and what to try.
     pub guide: String,
+    /// Removes the certificates and the key.
+    pub directory: Directory,
+}
+
+/// A directory that goes with its owner.
+#[derive(Debug)]
+pub struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // WHY: what is left behind is a throw-away key in a directory that only this user can read.
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 #[derive(Debug)]
@@ -41,25 +54,25 @@ pub enum DemoError {
 
 /// Writes the certificates, starts the backends and makes the configuration.
 pub fn prepare(https: SocketAddr, admin: SocketAddr) -> Result<Demo, DemoError> {
-    let directory = directory()?;
-    write_certificates(&directory, https)?;
+    let directory = make_directory()?;
+    write_certificates(&directory.0, https)?;
     let (backends, control) = start_backends()?;
     let text = config_text(https, admin, &backends);
-    let (config, _) = config::parse("the demo's configuration", &text, &directory)
+    let (config, _) = config::parse("the demo's configuration", &text, &directory.0)
         .map_err(|problems| DemoError::Config(problems.to_string()))?;
-    let guide = guide(https, admin, &directory, control);
-    Ok(Demo { config, guide })
+    let guide = guide(https, admin, &directory.0, control);
+    Ok(Demo { config, guide, directory })
 }
 
 /// A fresh directory that only this user can read.
-fn directory() -> Result<PathBuf, DemoError> {
+fn make_directory() -> Result<Directory, DemoError> {
     let name = format!("portcullis-demo-{:08x}", fastrand::u32(..));
     let path = std::env::temp_dir().join(name);
     fs::DirBuilder::new()
         .mode(0o700)
         .create(&path)
         .map_err(|error| DemoError::Io("a temporary directory can't be made", error))?;
-    Ok(path)
+    Ok(Directory(path))
 }
 
 fn write_certificates(directory: &Path, https: SocketAddr) -> Result<(), DemoError> {

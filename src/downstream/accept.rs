@@ -1,6 +1,12 @@
 //! The accept loop of one listener on one worker: it ends with a drain and with nothing else.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tokio::net::{TcpListener, TcpStream};
 
@@ -13,7 +19,9 @@ use crate::{
 
 /// After an error that has no cause in the connection itself, such as no free file descriptor.
 const PAUSE: Duration = Duration::from_millis(50);
-const COMPLAINTS: Duration = Duration::from_secs(1);
+
+/// Shared by all workers and listeners: what fails one accept fails them all.
+static COMPLAINTS: Mutex<Throttle> = Mutex::new(Throttle::new(Duration::from_secs(1)));
 
 /// What a listener's connections need beside the worker.
 #[derive(Debug)]
@@ -27,7 +35,6 @@ pub struct Door {
 
 /// Accepts until the worker drains; what the kernel has queued by then is still served.
 pub async fn run(worker: Rc<Worker>, door: Door) {
-    let mut complaints = Throttle::new(COMPLAINTS);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -38,15 +45,19 @@ pub async fn run(worker: Rc<Worker>, door: Door) {
             Ok((stream, peer)) => open(&worker, &door, stream, peer),
             Err(error) if is_the_connections_own(&error) => {}
             Err(error) => {
-                if let Some(suppressed) = complaints.admit(std::time::Instant::now()) {
-                    let name = worker.view().listeners[door.listener].name.clone();
-                    tracing::warn!(
-                        "accepting on listener {name} failed: {error} ({suppressed} more of these not shown)"
-                    );
-                }
+                complain(&worker, &door, &error);
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+}
+
+fn complain(worker: &Worker, door: &Door, error: &io::Error) {
+    let mut complaints = COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(suppressed) = complaints.admit(Instant::now()) {
+        let view = worker.view();
+        let name = &view.listeners[door.listener].name;
+        tracing::warn!("accepting on listener {name} failed: {error} ({suppressed} more of these not shown)");
     }
 }
 

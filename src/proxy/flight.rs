@@ -45,6 +45,8 @@ pub struct Flight<'c> {
     pub attempts: u32,
     pub upstream_response: Option<Duration>,
     pub started: Instant,
+    /// The request was served to its end, whatever that was.
+    pub finished: bool,
 }
 
 impl<'c> Flight<'c> {
@@ -79,6 +81,7 @@ impl<'c> Flight<'c> {
             attempts: 0,
             upstream_response: None,
             started,
+            finished: false,
         }
     }
 
@@ -99,7 +102,7 @@ impl<'c> Flight<'c> {
         }
     }
 
-    /// Why a request ended without an answer and without a word.
+    /// Why a request was dropped on its way.
     fn cause_of_drop(&self) -> Reason {
         match () {
             () if std::thread::panicking() => Reason::Internal,
@@ -168,7 +171,7 @@ impl<'c> Flight<'c> {
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        if self.status.is_none() && self.reason.is_none() {
+        if !self.finished && self.reason.is_none() {
             self.reason = Some(self.cause_of_drop());
         }
         let status = self.status.or(self.reason.map(Reason::status)).unwrap_or(Reason::Internal.status());

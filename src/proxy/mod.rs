@@ -23,6 +23,11 @@ use crate::{
 /// Serves one request: when this returns, the client has its answer or is gone. Dropping `flight`
 /// writes the record.
 pub async fn serve<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience: &mut Patience<'_>) {
+    respond(flight, down, patience).await;
+    flight.finished = true;
+}
+
+async fn respond<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience: &mut Patience<'_>) {
     if flight.view.config.listeners[flight.client.listener].redirect_to_https {
         return answer::redirect(flight, down, patience).await;
     }
@@ -50,6 +55,7 @@ pub async fn refuse<D: Downstream>(
     reason: Reason,
 ) {
     answer::answer(flight, down, reason, patience).await;
+    flight.finished = true;
 }
 
 /// Finds the request's route and notes it; returns its cluster.

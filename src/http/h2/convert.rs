@@ -63,7 +63,7 @@ fn read_target(
     if path.len() > limits.uri_bytes {
         return Err(Reason::UriTooLong);
     }
-    target::parse_path(path.as_bytes(), head)
+    target::parse_path(path, head)
 }
 
 /// Copies the fields; those that HTTP/2 forbids were refused by the h2 crate already.
