@@ -240,7 +240,7 @@ impl Handover {
         match self.queue.try_send(Message::Batch(batch)) {
             Ok(()) => {
                 self.lines = 0;
-                self.text = self.spares.try_recv().unwrap_or_default();
+                self.text = self.spares.try_recv().unwrap_or_else(|_| Vec::with_capacity(BUFFER_BYTES));
                 true
             }
             Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => {
@@ -552,7 +552,7 @@ mod tests {
             let handover = writer.handover.as_mut().unwrap();
             buffers.insert(handover.text.as_ptr());
             assert!(handover.hand_over());
-            if handover.text.capacity() == 0 {
+            if !buffers.contains(&handover.text.as_ptr()) {
                 handover.text = handover.spares.recv().unwrap();
             }
         }
@@ -564,7 +564,9 @@ mod tests {
         let (log, _) = log_to(AccessSink::File("/dev/null".into()));
         let mut writer = log.writer();
         writer.record(&record(&"x".repeat(1 << 20)));
+        assert_eq!(log.finish(LONG), 0);
         let handover = writer.handover.as_mut().unwrap();
-        assert!(handover.spares.recv().unwrap().capacity() <= 2 * BUFFER_BYTES);
+        assert!(handover.text.capacity() <= 2 * BUFFER_BYTES);
+        assert!(handover.spares.try_iter().all(|spare| spare.capacity() <= 2 * BUFFER_BYTES));
     }
 }
