@@ -202,6 +202,43 @@ fn offset(bytes: usize) -> u32 {
     u32::try_from(bytes).expect("the limits of a head are far below 4 GiB")
 }
 
+/// What becomes of request fields whose name holds a `_`: CGI and its heirs can't tell it from `-`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Underscores {
+    #[default]
+    Drop,
+    Keep,
+}
+
+/// Whether a client's field of this unknown name, of any case, may pass on.
+///
+/// Programs that turn names into variables read `x_forwarded_for` and `x.forwarded.for` as
+/// `x-forwarded-for`: a name that becomes one of those that we act on never passes.
+pub fn may_pass(name: &[u8], underscores: Underscores) -> bool {
+    name.iter().all(|byte| IS_PLAIN[usize::from(*byte)]) || may_pass_with_symbols(name, underscores)
+}
+
+/// Letters, digits and `-`; a table, since every field of every request is looked at.
+static IS_PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 0x80 {
+        table[byte as usize] = byte.is_ascii_alphanumeric() || byte == b'-';
+        byte += 1;
+    }
+    table
+};
+
+#[cold]
+fn may_pass_with_symbols(name: &[u8], underscores: Underscores) -> bool {
+    if underscores == Underscores::Drop && name.contains(&b'_') {
+        return false;
+    }
+    let as_read = |byte: &u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' };
+    let name: Vec<u8> = name.iter().map(as_read).collect();
+    FieldId::of(&name) == FieldId::Other && !name.starts_with(b"x-forwarded-") && name != b"x-real-ip"
+}
+
 /// Whether a trailer is dropped: one that would frame, route, authenticate or describe a message
 /// that has already been acted on, or that speaks in our name (RFC 9110 §6.5.1).
 pub fn is_forbidden_trailer(id: FieldId, name: &[u8]) -> bool {
@@ -271,5 +308,74 @@ impl FieldId {
             b"x-portcullis-reason" => FieldId::XPortcullisReason,
             _ => FieldId::Other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(fields: &Fields) -> String {
+        let mut out = Vec::new();
+        fields.write_lines(&mut out, |_| true);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn drops_names_that_some_backend_reads_as_one_of_ours() {
+        let spoofs = [
+            "X_Forwarded_For",
+            "x.forwarded.for",
+            "X~Real-IP",
+            "content%length",
+            "Transfer*Encoding",
+            "ho_st",
+            "x-forwarded_anything",
+        ];
+        for name in spoofs {
+            assert!(!may_pass(name.as_bytes(), Underscores::Drop), "{name}");
+        }
+        assert!(!may_pass(b"content_length", Underscores::Keep));
+        assert!(!may_pass(b"x_custom", Underscores::Drop));
+        assert!(may_pass(b"x_custom", Underscores::Keep));
+        for name in ["X-Custom", "x.custom", "Sec-CH-UA", "a", "!#$%&'*+.^`|~9"] {
+            assert!(may_pass(name.as_bytes(), Underscores::Drop), "{name}");
+        }
+    }
+
+    #[test]
+    fn keeps_order_and_names_in_lower_case() {
+        let mut fields = Fields::default();
+        assert_eq!(fields.push(b"X-B", b"1"), FieldId::Other);
+        assert_eq!(fields.push(b"VIA", b"2"), FieldId::Via);
+        fields.push(b"x-b", b"");
+        assert_eq!((fields.len(), fields.bytes()), (3, 11));
+        assert_eq!(lines(&fields), "x-b: 1\r\nvia: 2\r\nx-b: \r\n");
+        assert_eq!((fields.get(FieldId::Via), fields.find(b"x-b")), (Some(&b"2"[..]), Some(&b"1"[..])));
+        fields.remove(b"x-b");
+        assert_eq!(lines(&fields), "via: 2\r\n");
+        fields.pop();
+        assert!(fields.is_empty());
+        fields.push(b"a", b"b");
+        assert_eq!(lines(&fields), "a: b\r\n");
+    }
+
+    #[test]
+    fn finds_fields_in_lines_that_were_loaded() {
+        let mut fields = Fields::default();
+        fields.push(b"a", b"1");
+        let start = fields.load(b"GET / HTTP/1.1\r\nHost: b\r\nX-C:  d\r\nE: f\r\n\r\n");
+        assert_eq!(fields.push_line(start + 16, 4, 1), FieldId::Host);
+        fields.push(b"X-C", b"d");
+        fields.push_line(start + 34, 1, 1);
+        assert_eq!(lines(&fields), "a: 1\r\nhost: b\r\nx-c: d\r\ne: f\r\n");
+    }
+
+    #[test]
+    fn knows_each_field_by_its_lower_case_name_only() {
+        assert_eq!(FieldId::of(b"content-length"), FieldId::ContentLength);
+        assert_eq!(FieldId::of(b"Content-Length"), FieldId::Other);
+        assert_eq!(FieldId::of(b"content-length "), FieldId::Other);
+        assert_eq!(FieldId::of(b""), FieldId::Other);
     }
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     error::Reason,
     http::{
-        fields::{Fields, is_forbidden_trailer},
+        fields::{Fields, is_forbidden_trailer, may_pass},
         message::BodyLength,
     },
 };
@@ -336,10 +336,8 @@ impl Trailers {
                 for header in headers {
                     loader.push(header, &mut self.fields).map_err(|BareLineFeed| BodyError::Trailer)?;
                 }
-                self.fields.retain(|id, name| {
-                    let plain = limits.underscores == Underscores::Keep || !name.contains(&b'_');
-                    plain && !is_forbidden_trailer(id, name)
-                });
+                self.fields
+                    .retain(|id, name| may_pass(name, limits.underscores) && !is_forbidden_trailer(id, name));
                 Ok(())
             }
             Err(httparse::Error::TooManyHeaders) => Err(BodyError::TrailersTooLarge),

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 
 use memchr::{memchr, memchr_iter};
 
+pub use crate::http::fields::Underscores;
 use crate::http::fields::{FieldId, Fields};
 
 /// Sizes of one head, in bytes; over any of them it is refused.
@@ -21,15 +22,6 @@ pub struct HeadLimits {
     /// Number of fields.
     pub fields: usize,
     pub underscores: Underscores,
-}
-
-/// What becomes of request fields whose name holds a `_`: CGI and its heirs can't tell it from `-`,
-/// so `x_forwarded_for` would pass for a field of ours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Underscores {
-    #[default]
-    Drop,
-    Keep,
 }
 
 /// Answer of [`find_head_end`].
