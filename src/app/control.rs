@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
 };
 
@@ -35,6 +35,18 @@ pub(super) struct Control<'c> {
     pub(super) admin_socket: Option<TcpListener>,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) log: &'c AccessLog,
+    pub(super) stopper: Stopper,
+}
+
+/// Starts the drain from within the process, as a first SIGTERM does.
+#[derive(Clone, Debug, Default)]
+pub struct Stopper(Arc<Notify>);
+
+impl Stopper {
+    /// Returns at once; may come before the process serves.
+    pub fn stop(&self) {
+        self.0.notify_one();
+    }
 }
 
 struct Signals {
@@ -63,7 +75,10 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
     for cluster in &control.admin.clusters {
         tasks.spawn(probe::run(cluster.clone(), reporter(cluster, &shard)));
     }
-    signals.end(control.log).await;
+    tokio::select! {
+        () = signals.end(control.log) => {}
+        () = control.stopper.0.notified() => {}
+    }
     drain(&control.admin, &control.phase, &mut signals, workers).await;
     Ok(())
 }

@@ -14,6 +14,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
+pub use control::Stopper;
 use tokio::sync::watch;
 
 use crate::{
@@ -52,6 +53,7 @@ pub struct App {
     workers: Vec<worker::Plan>,
     log: AccessLog,
     phase: watch::Sender<Phase>,
+    stopper: Stopper,
 }
 
 impl App {
@@ -96,10 +98,27 @@ impl App {
             })
             .collect();
         let admin = Admin { config, clusters, metrics, draining: AtomicBool::new(false) };
-        Ok(App { admin: Arc::new(admin), admin_socket, workers, log, phase })
+        Ok(App { admin: Arc::new(admin), admin_socket, workers, log, phase, stopper: Stopper::default() })
     }
 
-    /// Serves until a signal asks to end and the drain is over.
+    /// Where the listeners accept, in the order of the configuration: with the kernel's choice where
+    /// the port was 0.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let doors = self.workers.first().map_or(&[][..], |worker| &worker.doors);
+        doors.iter().filter_map(|door| door.socket.local_addr().ok()).collect()
+    }
+
+    /// Where the admin address accepts.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_socket.as_ref()?.local_addr().ok()
+    }
+
+    /// Ends `run` from another thread.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Serves until a signal or a stopper asks to end and the drain is over.
     ///
     /// # Errors
     /// A thread that could not be started.
@@ -115,6 +134,7 @@ impl App {
             admin_socket: self.admin_socket,
             phase: self.phase,
             log: &self.log,
+            stopper: self.stopper,
         };
         let result = control::run(control, threads);
         let lost = self.log.finish(control::LAST_LINES);
