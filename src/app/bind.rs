@@ -24,7 +24,8 @@ pub(super) fn listeners(config: &Config) -> Result<Vec<Vec<TcpListener>>, StartE
         .collect::<Result<_, _>>()?;
     let others = (1..config.workers).map(|_| {
         let each = config.listeners.iter().zip(&addresses);
-        each.map(|(listener, address)| open(*address, true).map_err(|error| failed(listener, error))).collect()
+        each.map(|(listener, address)| open(*address, true).map_err(|error| failed(listener, error)))
+            .collect()
     });
     std::iter::once(Ok(first)).chain(others).collect()
 }

@@ -389,7 +389,7 @@ mod tests {
         metrics.certificates(Vec::new());
         let text = metrics.scrape();
         assert!(
-            !text.contains("10.0.0.1:80") && !text.contains("https") && !text.contains("retries"),
+            !text.contains("10.0.0.1:80") && !text.contains("=\"https\"") && !text.contains("retries"),
             "{text}"
         );
         assert!(text.contains("10.0.0.2:80"));
