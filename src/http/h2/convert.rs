@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use crate::{
     error::Reason,
     http::{
-        fields::{FieldId, Fields},
-        h1::{HeadLimits, head::Underscores},
+        fields::{FieldId, Fields, may_pass},
+        h1::HeadLimits,
         message::{BodyLength, RequestHead, ResponseHead, Version},
         target,
     },
@@ -25,10 +25,7 @@ pub fn read_request<B>(
 ) -> Result<(), Reason> {
     head.clear();
     head.version = Version::H2;
-    head.method = request.method().clone();
-    if matches!(*request.method(), http::Method::CONNECT | http::Method::TRACE) {
-        return Err(Reason::MethodNotAllowed);
-    }
+    head.method = target::parse_method(request.method().as_str().as_bytes())?;
     read_target(request.uri(), request.headers(), limits, head)?;
     read_fields(request.headers(), limits, head)?;
     head.body = match (ended, content_length(&head.fields)?) {
@@ -97,7 +94,7 @@ fn passes(name: &[u8], value: &[u8], limits: &HeadLimits, head: &mut RequestHead
         | FieldId::Http2Settings
         | FieldId::Upgrade => {}
         FieldId::Te => return Ok(value.eq_ignore_ascii_case(b"trailers")),
-        FieldId::Other => return Ok(limits.underscores == Underscores::Keep || !name.contains(&b'_')),
+        FieldId::Other => return Ok(may_pass(name, limits.underscores)),
         _ => return Ok(true),
     }
     Ok(false)
@@ -111,7 +108,8 @@ fn content_length(fields: &Fields) -> Result<Option<u64>, Reason> {
         return Err(Reason::BadRequest);
     }
     let digits = std::str::from_utf8(first).map_err(|_| Reason::BadRequest)?;
-    digits.parse().map(Some).map_err(|_| Reason::BadRequest)
+    let length = digits.parse().ok().filter(|length| *length < 1 << 63);
+    length.map(Some).ok_or(Reason::BadRequest)
 }
 
 /// A response head from a backend; `None` where a length it announces makes no sense.
