@@ -359,10 +359,11 @@ impl Exchange for Connection {
 
 fn body_error(error: FramingError) -> BodyError {
     match error {
-        FramingError::TrailersTooLarge | FramingError::ExtensionsTooLarge => BodyError::TooLarge,
+        FramingError::TrailersTooLarge => BodyError::TooLarge,
         FramingError::Truncated => BodyError::Closed,
         FramingError::ChunkSize
         | FramingError::ChunkExtension
+        | FramingError::ExtensionsTooLarge
         | FramingError::LineEnd
         | FramingError::Trailer => BodyError::Malformed,
     }
