@@ -161,11 +161,11 @@ impl Setup {
         let parsed = config::parse("test.toml", &self.text(), folder.path());
         let (config, _) = parsed.unwrap_or_else(|problems| panic!("{problems}"));
         let app = App::new(config).unwrap();
-        let addresses = app.addresses();
+        let listeners = &app.config().listeners;
         Engine {
-            plain: addresses[0],
-            tls: addresses[1],
-            admin: app.admin_address().unwrap(),
+            plain: listeners[0].address,
+            tls: listeners[1].address,
+            admin: app.config().admin.as_ref().unwrap().address,
             panics: 0,
             stopper: app.stopper(),
             thread: Some(thread::Builder::new().name("engine".to_owned()).spawn(|| app.run()).unwrap()),
