@@ -7,4 +7,6 @@
 mod support;
 
 mod config;
+mod forwarding;
 mod strict_requests;
+mod strict_responses;
