@@ -9,41 +9,41 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::StartError;
-use crate::config::{Config, Listener};
+use crate::config::{Admin, Config, Listener};
 
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// For each worker, the sockets of all listeners.
-pub(super) fn listeners(config: &Config) -> Result<Vec<Vec<TcpListener>>, StartError> {
-    let first: Vec<TcpListener> = config.listeners.iter().map(first).collect::<Result<_, _>>()?;
-    let addresses: Vec<SocketAddr> = first
-        .iter()
-        .zip(&config.listeners)
-        .map(|(socket, listener)| socket.local_addr().map_err(|error| failed(listener, error)))
-        .collect::<Result<_, _>>()?;
+/// For each worker, the sockets of all listeners; puts the kernel's choice in place of a port 0.
+pub(super) fn listeners(config: &mut Config) -> Result<Vec<Vec<TcpListener>>, StartError> {
+    let first: Vec<TcpListener> = config.listeners.iter_mut().map(first).collect::<Result<_, _>>()?;
     let others = (1..config.workers).map(|_| {
-        let each = config.listeners.iter().zip(&addresses);
-        each.map(|(listener, address)| open(*address, true).map_err(|error| failed(listener, error)))
-            .collect()
+        let each = config.listeners.iter();
+        each.map(|listener| open(listener.address, true).map_err(|error| failed(listener, error))).collect()
     });
     std::iter::once(Ok(first)).chain(others).collect()
 }
 
-/// The first worker's socket; the others follow to its port, which the kernel may have chosen.
-fn first(listener: &Listener) -> Result<TcpListener, StartError> {
+/// The first worker's socket; the others follow to its port.
+fn first(listener: &mut Listener) -> Result<TcpListener, StartError> {
     if listener.address.port() != 0 {
         // WHY: sockets that share a port would be let in beside another instance of ours; this one
         // finds out whether the port is free, and is closed again.
         drop(open(listener.address, false).map_err(|error| failed(listener, error))?);
     }
-    open(listener.address, true).map_err(|error| failed(listener, error))
+    let opened = open(listener.address, true).and_then(|socket| Ok((socket.local_addr()?, socket)));
+    let (address, socket) = opened.map_err(|error| failed(listener, error))?;
+    listener.address = address;
+    Ok(socket)
 }
 
-/// The admin address.
-pub(super) fn admin(address: SocketAddr) -> Result<TcpListener, StartError> {
+/// The admin address, likewise.
+pub(super) fn admin(admin: &mut Admin) -> Result<TcpListener, StartError> {
+    let address = admin.address;
     let failed = |error| StartError::Bind { what: "the admin address".to_owned(), address, error };
-    open(address, false).map_err(failed)
+    let socket = open(address, false).map_err(failed)?;
+    admin.address = socket.local_addr().map_err(failed)?;
+    Ok(socket)
 }
 
 fn failed(listener: &Listener, error: io::Error) -> StartError {

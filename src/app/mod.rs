@@ -61,13 +61,13 @@ impl App {
     ///
     /// # Errors
     /// The first thing that the operator has to mend; nothing stays bound then.
-    pub fn new(config: Config) -> Result<App, StartError> {
+    pub fn new(mut config: Config) -> Result<App, StartError> {
         let nofile = privileges::raise_file_limit();
-        let config = Arc::new(config);
         let clusters = clusters(&config)?;
         let acceptors = acceptors(&config)?;
-        let sockets = bind::listeners(&config)?;
-        let admin_socket = config.admin.as_ref().map(|admin| bind::admin(admin.address)).transpose()?;
+        let sockets = bind::listeners(&mut config)?;
+        let admin_socket = config.admin.as_mut().map(bind::admin).transpose()?;
+        let config = Arc::new(config);
         privileges::drop_to(config.user.as_deref(), config.group.as_deref())
             .map_err(StartError::Privileges)?;
         let metrics = Metrics::new(config.workers + 1);
@@ -101,16 +101,9 @@ impl App {
         Ok(App { admin: Arc::new(admin), admin_socket, workers, log, phase, stopper: Stopper::default() })
     }
 
-    /// Where the listeners accept, in the order of the configuration: with the kernel's choice where
-    /// the port was 0.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        let doors = self.workers.first().map_or(&[][..], |worker| &worker.doors);
-        doors.iter().filter_map(|door| door.socket.local_addr().ok()).collect()
-    }
-
-    /// Where the admin address accepts.
-    pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin_socket.as_ref()?.local_addr().ok()
+    /// What will be served, with the ports that the kernel chose where 0 was configured.
+    pub fn config(&self) -> &Config {
+        &self.admin.config
     }
 
     /// Ends `run` from another thread.

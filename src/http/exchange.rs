@@ -27,7 +27,7 @@ pub enum BodyError {
     Malformed,
     /// The stream ended, was reset or failed before the message was complete.
     Closed,
-    /// Trailers or chunk extensions beyond their limit.
+    /// Trailers beyond their limit.
     TooLarge,
 }
 

@@ -1,6 +1,9 @@
 //! Answers that are ours: a status, a reason, a short body; never an internal address.
 
-use std::{future::poll_fn, task::ready};
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, ready},
+};
 
 use http::StatusCode;
 
@@ -11,11 +14,14 @@ use super::{
 use crate::{
     error::Reason,
     http::{
-        exchange::Downstream,
+        exchange::{Downstream, Filled},
         fields::{FieldId, Fields},
         message::{BodyLength, ResponseHead},
     },
 };
+
+/// Bytes of a request's body that are read for nothing, so that its connection may go on.
+const SKIPPED_BODY: usize = 64 * 1024;
 
 /// Sends the answer for `reason` and notes both on the flight.
 pub async fn answer<D: Downstream>(
@@ -61,6 +67,9 @@ async fn send<D: Downstream>(
     patience: &mut Patience<'_>,
 ) {
     let is_head = flight.head.method == http::Method::HEAD;
+    if !poll_fn(|cx| Poll::Ready(skip_body(cx, down))).await {
+        down.close_after_reply();
+    }
     let sent = async {
         down.send_head(&head)?;
         if is_head {
@@ -84,6 +93,23 @@ async fn send<D: Downstream>(
     } else if !is_head {
         flight.bytes_out = body.len() as u64;
     }
+}
+
+/// Reads what has arrived of the request's body, without waiting; whether that was all of it.
+fn skip_body<D: Downstream>(cx: &mut Context<'_>, down: &mut D) -> bool {
+    let mut skipped = 0;
+    while skipped <= SKIPPED_BODY {
+        match down.poll_fill(cx) {
+            Poll::Ready(Ok(Filled::Data)) => {
+                let count = down.data().len();
+                skipped += count;
+                down.consume(count);
+            }
+            Poll::Ready(Ok(Filled::End)) => return true,
+            Poll::Ready(Err(_)) | Poll::Pending => return false,
+        }
+    }
+    false
 }
 
 fn compose(reason: Reason, request: &Fields) -> (ResponseHead, String) {

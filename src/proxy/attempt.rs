@@ -232,6 +232,9 @@ async fn exchange<D: Downstream, U: Respond>(
     let took = sent.elapsed();
     (counted.status, counted.head_after) = (Some(response.status.as_u16()), Some(took));
     flight.upstream_response = Some(took);
+    if !fits(flight.head, response) {
+        return Err(Failed::refused(Reason::UpstreamBadResponse));
+    }
     response.fields.remove(b"x-portcullis-reason");
     let result = respond(flight, &mut relay, response).await;
     (flight.bytes_in, flight.bytes_out) = (relay.bytes_in(), relay.bytes_out());
@@ -263,20 +266,21 @@ async fn respond<D: Downstream, U: Respond>(
     relay.body().await
 }
 
-/// A 101 to a request that asked for it, and for this protocol; any other is not HTTP.
+/// Whether a response is what its request may get: a 101 only if it asked for one, and for this
+/// protocol.
+fn fits(request: &RequestHead, response: &ResponseHead) -> bool {
+    response.status != StatusCode::SWITCHING_PROTOCOLS
+        || (request.upgrade.is_some() && request.upgrade == response.upgrade)
+}
+
 async fn tunnel<D: Downstream, U: Respond>(
     flight: &mut Flight<'_>,
     relay: &mut Relay<'_, '_, D, U>,
     response: &mut ResponseHead,
 ) -> Result<(), Reason> {
-    let (Some(asked), Some(given)) = (&flight.head.upgrade, &response.upgrade) else {
-        return Err(Reason::UpstreamBadResponse);
-    };
-    if asked != given {
-        return Err(Reason::UpstreamBadResponse);
-    }
     flight.status = Some(response.status.as_u16());
-    relay.down.send_switching(response, given).map_err(|_| Reason::ClientClosed)?;
+    let protocol = response.upgrade.as_deref().unwrap_or_default();
+    relay.down.send_switching(response, protocol).map_err(|_| Reason::ClientClosed)?;
     relay.up.switch();
     relay.tunnel().await
 }

@@ -55,6 +55,8 @@ struct Direction {
 #[derive(Debug)]
 enum Broken {
     Source(BodyError),
+    /// More bytes than the limit allows.
+    TooLong,
     Sink,
 }
 
@@ -152,7 +154,7 @@ impl Direction {
                     self.bytes += count as u64;
                     self.moved = true;
                     if self.bytes > limit {
-                        return Poll::Ready(Err(Broken::Source(BodyError::TooLarge)));
+                        return Poll::Ready(Err(Broken::TooLong));
                     }
                 }
                 Filled::End => {
@@ -250,7 +252,8 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
                 self.upload_refused = true;
                 Poll::Ready(Ok(()))
             }
-            Err(Broken::Source(BodyError::TooLarge)) => Poll::Ready(Err(Reason::BodyTooLarge)),
+            Err(Broken::TooLong) => Poll::Ready(Err(Reason::BodyTooLarge)),
+            Err(Broken::Source(BodyError::TooLarge)) => Poll::Ready(Err(Reason::HeadTooLarge)),
             Err(Broken::Source(BodyError::Malformed)) => Poll::Ready(Err(Reason::BadRequest)),
             Err(Broken::Source(BodyError::Closed)) => Poll::Ready(Err(Reason::ClientClosed)),
         }
@@ -322,7 +325,9 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
 fn response_broken(broken: &Broken) -> Reason {
     match broken {
         Broken::Source(BodyError::Closed) => Reason::UpstreamClosed,
-        Broken::Source(BodyError::Malformed | BodyError::TooLarge) => Reason::UpstreamBadResponse,
+        Broken::Source(BodyError::Malformed | BodyError::TooLarge) | Broken::TooLong => {
+            Reason::UpstreamBadResponse
+        }
         Broken::Sink => Reason::ClientClosed,
     }
 }

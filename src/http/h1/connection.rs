@@ -76,6 +76,8 @@ pub struct Connection {
     outgoing_ended: bool,
     /// Bytes of `input` known to hold no end of a head.
     scanned: usize,
+    /// The end of the connection must not look like the end of the message.
+    torn: bool,
     pub(super) reply_to: ReplyTo,
 }
 
@@ -92,6 +94,7 @@ impl Connection {
             chunk_left: 0,
             outgoing_ended: true,
             scanned: 0,
+            torn: false,
             reply_to: ReplyTo { version: Version::Http11, is_head: false, keep_alive: true },
         }
     }
@@ -184,8 +187,19 @@ impl Connection {
         self.input.poll_read(&mut self.transport, cx).map(|_| ())
     }
 
+    /// Has the connection reset when it is dropped, where its end would pass for the message's.
+    pub(super) fn tear(&mut self) {
+        if self.framing == Framing::UntilClose && !self.outgoing_ended {
+            // WHY: fails only on a socket that is already dead.
+            self.torn = self.transport.tcp().set_zero_linger().is_ok();
+        }
+    }
+
     /// Ends our half of the stream.
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.torn {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         ready!(self.poll_flush(cx))?;
         Pin::new(&mut self.transport).poll_shutdown(cx)
     }
@@ -359,10 +373,11 @@ impl Exchange for Connection {
 
 fn body_error(error: FramingError) -> BodyError {
     match error {
-        FramingError::TrailersTooLarge | FramingError::ExtensionsTooLarge => BodyError::TooLarge,
+        FramingError::TrailersTooLarge => BodyError::TooLarge,
         FramingError::Truncated => BodyError::Closed,
         FramingError::ChunkSize
         | FramingError::ChunkExtension
+        | FramingError::ExtensionsTooLarge
         | FramingError::LineEnd
         | FramingError::Trailer => BodyError::Malformed,
     }

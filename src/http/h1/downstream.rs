@@ -154,6 +154,7 @@ impl Downstream for Connection {
         // The caller closes an HTTP/1 connection whose response is incomplete; without its final
         // chunk or its last bytes no client takes it for a whole one.
         self.reply_to.keep_alive = false;
+        self.tear();
     }
 }
 

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use crate::{
     error::Reason,
     http::{
-        fields::{FieldId, Fields, may_pass},
+        fields::{FieldId, Fields, is_forbidden_trailer, may_pass},
         h1::HeadLimits,
         message::{BodyLength, RequestHead, ResponseHead, Version},
         target,
@@ -157,11 +157,15 @@ pub fn header_map(fields: &Fields) -> HeaderMap {
     map
 }
 
-/// Trailers as our fields.
-pub fn read_trailers(map: &HeaderMap) -> Fields {
+/// The trailers that may pass on; the same rules as for HTTP/1.
+pub fn read_trailers(map: &HeaderMap, underscores: Underscores) -> Option<Fields> {
     let mut fields = Fields::default();
     for (name, value) in map {
         fields.push(name.as_str().as_bytes(), value.as_bytes());
     }
-    fields
+    fields.retain(|id, name| {
+        let plain = underscores == Underscores::Keep || !name.contains(&b'_');
+        plain && !is_forbidden_trailer(id, name)
+    });
+    (!fields.is_empty()).then_some(fields)
 }

@@ -19,7 +19,7 @@ use crate::error::Reason;
 use crate::http::{
     exchange::{BodyError, Downstream, Exchange, Filled},
     fields::Fields,
-    h1::HeadLimits,
+    h1::{HeadLimits, head::Underscores},
     message::{BodyLength, RequestHead, ResponseHead},
     transport::Transport,
 };
@@ -102,7 +102,7 @@ pub struct Stream {
 
 impl Stream {
     pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
-        Stream { incoming: Incoming::new(body), respond, outgoing: None }
+        Stream { incoming: Incoming::new(body, Underscores::Drop), respond, outgoing: None }
     }
 
     fn outgoing(&mut self) -> io::Result<&mut Outgoing> {

@@ -12,6 +12,7 @@ use super::convert;
 use crate::http::{
     exchange::{BodyError, Filled},
     fields::Fields,
+    h1::head::Underscores,
 };
 
 /// The incoming half: data is borrowed from the frame it came in, and flow control is given back
@@ -21,14 +22,16 @@ pub(super) struct Incoming {
     stream: RecvStream,
     current: Bytes,
     trailers: Option<Fields>,
+    /// Of trailer names.
+    underscores: Underscores,
     data_ended: bool,
     ended: bool,
 }
 
 impl Incoming {
-    pub(super) fn new(stream: RecvStream) -> Self {
+    pub(super) fn new(stream: RecvStream, underscores: Underscores) -> Self {
         let ended = stream.is_end_stream();
-        Incoming { stream, current: Bytes::new(), trailers: None, data_ended: ended, ended }
+        Incoming { stream, current: Bytes::new(), trailers: None, underscores, data_ended: ended, ended }
     }
 
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<Filled, BodyError>> {
@@ -44,7 +47,9 @@ impl Incoming {
         }
         if !self.ended {
             match ready!(self.stream.poll_trailers(cx)) {
-                Ok(map) => self.trailers = map.as_ref().map(convert::read_trailers),
+                Ok(map) => {
+                    self.trailers = map.and_then(|map| convert::read_trailers(&map, self.underscores));
+                }
                 Err(error) => return Poll::Ready(Err(body_error(&error))),
             }
             self.ended = true;

@@ -21,6 +21,7 @@ use super::{
 use crate::http::{
     exchange::{BodyError, Exchange, Filled},
     fields::Fields,
+    h1::head::Underscores,
     message::ResponseHead,
     transport::Transport,
 };
@@ -158,7 +159,7 @@ impl Stream {
     ) -> Result<(), NoResponse> {
         let ended = response.body().is_end_stream();
         convert::read_response(&response, ended, head).ok_or(NoResponse::Malformed)?;
-        self.incoming = Some(Incoming::new(response.into_body()));
+        self.incoming = Some(Incoming::new(response.into_body(), Underscores::Keep));
         Ok(())
     }
 

@@ -1,0 +1,227 @@
+//! The fields that say who asks, and through whom: ours alone, unless a trusted peer vouches.
+
+use crate::support::{
+    backend::Backend,
+    client::{Client, fields},
+    engine::{Engine, Setup},
+    h2::{H2, H2Backend, block_on, one, request},
+};
+
+/// What a client that lies would send.
+const CLAIMS: [(&str, &str); 6] = [
+    ("x-forwarded-for", "6.6.6.6, 7.7.7.7"),
+    ("x-forwarded-proto", "gopher"),
+    ("x-forwarded-host", "evil.example"),
+    ("x-request-id", "evil"),
+    ("forwarded", "for=6.6.6.6"),
+    ("via", "1.0 earlier"),
+];
+
+fn claims() -> String {
+    CLAIMS.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect()
+}
+
+/// What the backend sees of an HTTP/1 request with these lines.
+#[track_caller]
+fn over_h1(mut client: Client, host: &str, lines: &str) -> String {
+    client.send(format!("GET /p HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n"));
+    client.response("GET").text()
+}
+
+/// What the backend sees of an HTTP/2 request with these fields.
+fn over_h2(engine: &Engine, claims: &[(&str, &str)]) -> String {
+    block_on(async {
+        let mut asked = request("GET", "/p");
+        for (name, value) in claims {
+            let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+            asked.headers_mut().append(name, value.parse().unwrap());
+        }
+        H2::connect(engine.tls).await.ask(asked).await.text()
+    })
+}
+
+#[track_caller]
+fn assert_untrusted(seen: &str, proto: &str, host: &str, via: &str) {
+    assert_eq!(fields(seen, "x-forwarded-for"), ["127.0.0.1"], "{seen}");
+    assert_eq!(fields(seen, "x-forwarded-proto"), [proto], "{seen}");
+    assert_eq!(fields(seen, "x-forwarded-host"), [host], "{seen}");
+    assert_eq!(fields(seen, "forwarded"), [""; 0], "{seen}");
+    assert_eq!(fields(seen, "host"), [host], "{seen}");
+    assert_eq!(*fields(seen, "via").last().unwrap(), via, "{seen}");
+    let [id] = fields(seen, "x-request-id")[..] else { panic!("not one id: {seen}") };
+    assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+}
+
+#[test]
+fn replaces_what_an_untrusted_client_claims() {
+    let backend = Backend::echo();
+    let engine = Engine::new(backend.address);
+    for lines in [String::new(), claims()] {
+        let seen = over_h1(Client::plain(engine.plain), "Site.Example:8080", &lines);
+        assert_untrusted(&seen, "http", "site.example:8080", "1.1 portcullis");
+        let seen = over_h1(Client::tls(engine.tls), "site.example", &lines);
+        assert_untrusted(&seen, "https", "site.example", "1.1 portcullis");
+    }
+    for claims in [&[][..], &CLAIMS] {
+        assert_untrusted(&over_h2(&engine, claims), "https", "site.example", "2 portcullis");
+    }
+}
+
+#[test]
+fn keeps_the_via_of_earlier_hops() {
+    let backend = Backend::echo();
+    let engine = Engine::new(backend.address);
+    let seen = over_h1(Client::plain(engine.plain), "a", "Via: 1.0 earlier\r\n");
+    assert_eq!(fields(&seen, "via"), ["1.0 earlier", "1.1 portcullis"]);
+}
+
+#[test]
+fn believes_a_trusted_peer() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address]).top("trusted_proxies = [\"127.0.0.0/8\"]").start();
+    let seen = [
+        over_h1(Client::plain(engine.plain), "a.example", &claims()),
+        over_h1(Client::tls(engine.tls), "a.example", &claims()),
+        over_h2(&engine, &CLAIMS),
+    ];
+    for seen in seen {
+        assert_eq!(fields(&seen, "x-forwarded-for"), ["6.6.6.6, 7.7.7.7, 127.0.0.1"], "{seen}");
+        assert_eq!(fields(&seen, "x-forwarded-proto"), ["gopher"], "{seen}");
+        assert_eq!(fields(&seen, "x-forwarded-host"), ["evil.example"], "{seen}");
+        assert_eq!(fields(&seen, "x-request-id"), ["evil"], "{seen}");
+        assert_eq!(fields(&seen, "forwarded"), ["for=6.6.6.6"], "{seen}");
+    }
+    let log = engine.stop();
+    assert_eq!(log.len(), 3);
+    for line in &log {
+        assert_eq!(line["client_ip"], "7.7.7.7");
+        assert!(line["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+        assert_eq!(line["request_id"], "evil");
+    }
+}
+
+#[test]
+fn sets_what_a_trusted_peer_left_out() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address]).top("trusted_proxies = [\"127.0.0.1\"]").start();
+    let seen = over_h1(Client::plain(engine.plain), "a.example", "");
+    assert_untrusted(&seen, "http", "a.example", "1.1 portcullis");
+}
+
+#[test]
+fn trusts_by_listener() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address])
+        .top("trusted_proxies = [\"127.0.0.1\"]")
+        .plain("trusted_proxies = [\"10.0.0.0/8\"]")
+        .start();
+    let seen = over_h1(Client::plain(engine.plain), "a.example", &claims());
+    assert_untrusted(&seen, "http", "a.example", "1.1 portcullis");
+    let seen = over_h1(Client::tls(engine.tls), "a.example", &claims());
+    assert_eq!(fields(&seen, "x-request-id"), ["evil"]);
+}
+
+#[test]
+fn names_the_same_request_id_in_log_and_request() {
+    let backend = Backend::echo();
+    let engine = Engine::new(backend.address);
+    let mut client = Client::plain(engine.plain);
+    let ids: Vec<String> =
+        (0..3).map(|_| fields(&client.get("/").text(), "x-request-id")[0].to_owned()).collect();
+    drop(client);
+    let logged: Vec<String> =
+        engine.stop().iter().map(|line| line["request_id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(ids, logged);
+    assert!(ids[0] != ids[1] && ids[1] != ids[2]);
+}
+
+#[test]
+fn says_the_same_to_an_http2_backend() {
+    let backend = H2Backend::mirror();
+    let engine = Setup::new(&[backend.address]).cluster("protocol = \"h2\"").start();
+    let mut client = Client::plain(engine.plain);
+    client.send(format!("GET /p?q HTTP/1.1\r\nHost: a.example:81\r\n{}Connection: x-hop\r\nX-Hop: 1\r\n\r\n", claims()));
+    assert_eq!(client.response("GET").status, 200);
+    let seen = &backend.requests()[0];
+    assert_eq!(seen.uri.to_string(), "http://a.example:81/p?q");
+    for (name, value) in [
+        ("x-forwarded-for", Some("127.0.0.1")),
+        ("x-forwarded-proto", Some("http")),
+        ("x-forwarded-host", Some("a.example:81")),
+        ("forwarded", None),
+        ("x-hop", None),
+        ("host", None),
+        ("connection", None),
+    ] {
+        assert_eq!(one(&seen.headers, name), value, "{name}");
+    }
+    assert_eq!(one(&seen.headers, "x-request-id").unwrap().len(), 32);
+}
+
+#[test]
+fn names_the_backend_to_it_where_the_client_named_no_host() {
+    let backend = Backend::echo();
+    let engine = Engine::new(backend.address);
+    let mut client = Client::plain(engine.plain);
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    let seen = client.response("GET").text();
+    assert_eq!(fields(&seen, "host"), [backend.address.to_string()]);
+    assert_eq!(fields(&seen, "via"), ["1.0 portcullis"]);
+    assert_eq!(fields(&seen, "x-forwarded-host"), [""; 0]);
+}
+
+#[test]
+fn routes_by_host_and_path() {
+    let (site, api, other) = (Backend::saying("site"), Backend::saying("api"), Backend::saying("other"));
+    let routes = "[[routes]]\nhost = \"site.example\"\ncluster = \"web\"\n\
+                  [[routes]]\nhost = \"site.example\"\npath = \"/api\"\ncluster = \"api\"\n\
+                  [[routes]]\nhost = \"*.example\"\ncluster = \"other\"";
+    let engine = Setup::new(&[site.address])
+        .routes(routes)
+        .more(&format!("[clusters.api]\nhealth = false\nbackends = [\"{}\"]", api.address))
+        .more(&format!("[clusters.other]\nhealth = false\nbackends = [\"{}\"]", other.address))
+        .start();
+    let mut client = Client::plain(engine.plain);
+    for (host, path, expected) in [
+        ("site.example", "/", "site"),
+        ("SITE.example.", "/api", "api"),
+        ("site.example:80", "/api/x?y", "api"),
+        ("site.example", "/apix", "site"),
+        ("site.example", "/x/../api", "api"),
+        ("deep.site.example", "/api", "other"),
+    ] {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(client.response("GET").text(), expected, "{host}{path}");
+    }
+    client.send("GET / HTTP/1.1\r\nHost: example\r\n\r\n");
+    assert_eq!(client.response("GET").reason(), Some("no_route"));
+}
+
+#[test]
+fn redirects_to_https() {
+    let backend = Backend::saying("never");
+    let engine = Setup::new(&[backend.address]).plain("redirect_to_https = true").start();
+    let mut client = Client::plain(engine.plain);
+    client.send("POST /a?b=c HTTP/1.1\r\nHost: site.example:80\r\nContent-Length: 0\r\n\r\n");
+    let answer = client.response("POST");
+    assert_eq!((answer.status, answer.reason()), (308, Some("redirect_to_https")));
+    let location = answer.field("location").unwrap();
+    assert!(location.starts_with("https://site.example") && location.ends_with("/a?b=c"), "{location}");
+    assert_eq!(location, format!("https://site.example:{}/a?b=c", engine.tls.port()));
+    assert_eq!(backend.connections(), 0);
+}
+
+#[test]
+fn answers_in_json_where_it_is_asked_for() {
+    let backend = Backend::saying("never");
+    let engine = Setup::new(&[backend.address]).routes("[[routes]]\npath = \"/x\"\ncluster = \"web\"").start();
+    let mut client = Client::plain(engine.plain);
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n");
+    let answer = client.response("GET");
+    assert_eq!(answer.field("content-type"), Some("application/json"));
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(body["reason"], "no_route");
+    client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.response("HEAD").reason(), Some("no_route"));
+    assert_eq!(client.get("/").reason(), Some("no_route"), "a HEAD has no body");
+}
