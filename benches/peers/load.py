@@ -54,16 +54,21 @@ class Generator:
 
 @dataclass(frozen=True)
 class Wrk(Generator):
-    """HTTP/1.1 with keep-alive."""
+    """HTTP/1.1: with keep-alive, or a new connection a request, whose session wrk always resumes.
+
+    Its latencies are from the request on: a handshake is not in them.
+    """
 
     path: str
     connections: int
     script: str | None = None
+    close: bool = False
 
     def command(self, port, seconds, directory):
-        script = ["-s", HERE / "configs" / self.script] if self.script else []
+        extra = ["-s", HERE / "configs" / self.script] if self.script else []
+        extra += ["-H", "connection: close"] if self.close else []
         return ["wrk", "-t1", f"-c{self.connections}", f"-d{math.ceil(seconds)}s", "--timeout", "5s", "--latency",
-                *script, f"https://localhost:{port}{self.path}"]
+                *extra, f"https://localhost:{port}{self.path}"]
 
     def outcome(self, output, directory):
         for trouble in ["Socket errors", "Non-2xx"]:
@@ -109,13 +114,12 @@ class H2load(Generator):
 
 @dataclass(frozen=True)
 class Handshakes(Generator):
-    """A new connection for each request; `kind` is `full` or `resumed`, checked on each of them."""
+    """A new connection for each request with a full handshake, which is checked on each of them."""
 
-    kind: str
     connections: int
 
     def command(self, port, seconds, directory):
-        return [sys.executable, HERE / "tls_client.py", "handshakes", port, seconds, self.connections, self.kind]
+        return [sys.executable, HERE / "tls_client.py", "handshakes", port, seconds, self.connections]
 
     def outcome(self, output, directory):
         result = json.loads(output)

@@ -97,6 +97,13 @@ class Process:
                 _kill(pid)
 
 
+def core_time(core):
+    """Seconds that anybody spent on this core, in user space and in the kernel."""
+    line = next(line for line in _read("/proc/stat").splitlines() if line.startswith(f"cpu{core} "))
+    user, nice, system = map(int, line.split()[1:4])
+    return (user + nice + system) / TICKS
+
+
 def _read(path):
     try:
         return Path(path).read_text()

@@ -37,11 +37,11 @@ class Results:
             for outcome in outcomes if "void" in outcome
         ]
 
-    def ratios(self, workload, headline=None):
+    def ratios(self, workload):
         """Portcullis' headline divided by that of each other peer, and by the best of them."""
         ours, *others = self.peers
-        own = self.median(ours, workload, headline or workload.headline)
-        theirs = {peer.name: self.median(peer, workload, headline or workload.headline) for peer in others}
+        own = self.median(ours, workload, workload.headline)
+        theirs = {peer.name: self.median(peer, workload, workload.headline) for peer in others}
         theirs = {name: value for name, value in theirs.items() if value}
         if own is None or not theirs:
             return {}
@@ -81,26 +81,27 @@ class Results:
         parts = [
             f"`{command}`\n\n{machine()}; {self.rounds} rounds of {self.seconds:g} s, medians; "
             f"{', '.join(self._negotiated())}.\n",
+            *self._disturbed(),
             "Cost, with the ratio of Portcullis to the peer in brackets (below 1: Portcullis is cheaper):\n",
-            self._table(self.workloads, "to the best", self._cost, self._to_best),
+            self._table(self.workloads, self._cost, "to the best", self._to_best),
         ]
         slopes = [workload for workload in self.workloads if workload.slope_of]
-        for title, rows, last, cell in [
-            ("Growth, CPU a request against `h1-small` of the same peer:", slopes, None,
+        for title, rows, cell in [
+            ("Growth, CPU a request against `h1-small` of the same peer:", slopes,
              lambda peer, workload: shown(self.slope(peer, workload), "{:.2f}")),
-            ("Requests a second (how busy the balancer's core was):", loaded, None, self._throughput),
-            ("Latency, p50 / p99 in ms:", loaded, None, self._latency),
-            ("CPU a request, user + system in µs:", loaded, None, self._split),
-            ("Highest resident memory, MiB:", [w for w in self.workloads if w.name != "cold-start"], None,
+            ("Requests a second (how busy the balancer's core was):", loaded, self._throughput),
+            ("Latency, p50 / p99 in ms:", loaded, self._latency),
+            ("CPU a request, user + system in µs:", loaded, self._split),
+            ("Highest resident memory, MiB:", [w for w in self.workloads if w.name != "cold-start"],
              lambda peer, workload: shown(self.median(peer, workload, "max_rss_mib"), "{:.0f}")),
         ]:
             if rows:
-                parts += [title + "\n", self._table(rows, last, cell)]
+                parts += [title + "\n", self._table(rows, cell)]
         if voids := self.voids():
             parts += ["Runs that do not count:\n", "".join(f"- {line}\n" for line in voids)]
         return "\n".join(parts)
 
-    def _table(self, rows, last_title, cell, last=None):
+    def _table(self, rows, cell, last_title=None, last=None):
         heads = [f"{peer.name} {self.versions[peer.name]}" for peer in self.peers]
         lines = [["workload", *heads, *([last_title] if last else [])]]
         lines.append(["---"] + ["---:"] * (len(lines[0]) - 1))
@@ -128,6 +129,16 @@ class Results:
 
     def _split(self, peer, workload):
         return " + ".join(shown(self.median(peer, workload, name), "{:.1f}") for name in ["user_us", "system_us"])
+
+    def _disturbed(self):
+        """A warning when the balancer's core was not the balancer's alone."""
+        taken = [outcome["core_taken_by_others"] for some in self._outcomes.values() for outcome in some
+                 if "core_taken_by_others" in outcome]
+        worst = max(taken, default=0)
+        if worst < 0.05:
+            return []
+        return [f"**Not a quiet machine:** other processes took up to {worst:.0%} of the balancer's core, "
+                f"{statistics.median(taken):.0%} in the median run.\n"]
 
     def _negotiated(self):
         found = {outcome["negotiated"] for some in self._outcomes.values() for outcome in some

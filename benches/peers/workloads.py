@@ -9,7 +9,7 @@ import peers
 import tls_client
 from backends import LARGE_BYTES, SMALL_BYTES
 from load import ENVIRONMENT, HERE, H2load, Handshakes, Wrk
-from processes import LOAD_CORE, free_ports, wait_until
+from processes import LOAD_CORE, PROXY_CORE, core_time, free_ports, wait_until
 
 IDLE_CONNECTIONS = 2000
 COLD_STARTS = 5
@@ -38,8 +38,9 @@ ALL = [
     Workload("h2-small", "HTTPS h2, 1 KiB, 8 connections of 10 streams", generator=H2load("/small", 8, 10)),
     Workload("h1-small-upstream-tls", "HTTPS h1, 1 KiB, verified TLS to the backends",
              generator=Wrk("/small", 64), upstream_tls=True),
-    Workload("handshake-resumed", "New connection a request, session resumed", generator=Handshakes("resumed", 16)),
-    Workload("handshake-full", "New connection a request, full handshake", generator=Handshakes("full", 16)),
+    Workload("handshake-resumed", "New connection a request, session resumed",
+             generator=Wrk("/small", 64, close=True)),
+    Workload("handshake-full", "New connection a request, full handshake", generator=Handshakes(8)),
     Workload("download-1m", "HTTPS h1, 1 MiB download", generator=Wrk("/large", 16)),
     Workload("upload-1m", "HTTPS h1, 1 MiB upload", generator=Wrk("/upload", 16, "upload.lua"),
              counted_per_request=2),
@@ -92,7 +93,10 @@ class Bench:
             raise Void(str(error)) from error
 
     def _wait_for_answer(self, proxy, setup):
-        """Waits for a right answer, of both sizes, over verified TLS; returns what was negotiated."""
+        """Waits for a right answer; then looks at both sizes, verified TLS and its resumption.
+
+        Returns what was negotiated.
+        """
         look = [setup.port, self.certificates.authority]
 
         def answers():
@@ -102,6 +106,8 @@ class Bench:
                 return None
 
         wait_until(answers, proxy)
+        if not tls_client.resumes(setup.port):
+            raise Void("does not resume TLS sessions")
         return tls_client.look(*look, "/large", LARGE_BYTES)
 
     def _load(self, proxy, setup, workload):
@@ -121,23 +127,24 @@ class Bench:
             raise Void(outcome.failure)
         if not proxy.running():
             raise Void("the balancer ended")
-        requests = (after[2] - before[2]) / workload.counted_per_request
+        elapsed, cpu, served, core = (later - earlier for later, earlier in zip(after, before))
+        requests = served / workload.counted_per_request
         if requests < 10:
             raise Void(f"only {requests:.0f} requests")
-        elapsed, cpu = after[0] - before[0], after[1] - before[1]
         return {
             "cpu_us": 1e6 * cpu.total / requests,
             "user_us": 1e6 * cpu.user / requests,
             "system_us": 1e6 * cpu.system / requests,
             "requests_per_second": requests / elapsed,
             "core_busy": cpu.total / elapsed,
+            "core_taken_by_others": max(0, core - cpu.total) / elapsed,
             "p50_ms": outcome.p50_ms,
             "p99_ms": outcome.p99_ms,
             "max_rss_mib": proxy.memory_kib("VmHWM") / 1024,
         }
 
     def _sample(self, proxy):
-        return time.monotonic(), proxy.cpu_time(), self.backends.served()
+        return time.monotonic(), proxy.cpu_time(), self.backends.served(), core_time(PROXY_CORE)
 
     def _idle_memory(self, proxy, setup, workload):
         """How much resident memory grows from 50 connections to 2,000 more."""
