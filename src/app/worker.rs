@@ -111,6 +111,7 @@ async fn keep_house(worker: Rc<Worker>) {
     for tick in 0_u32.. {
         ticks.tick().await;
         worker.flush_log();
+        worker.set_clocks();
         if tick % SWEEP_EVERY == 0 {
             worker.sweep_pools();
         }

@@ -10,7 +10,6 @@ use crate::{
         deadline::Deadline,
         exchange::Exchange,
         h1::{Connection, NoRequest},
-        message::RequestHead,
         transport::Transport,
     },
     proxy::{
@@ -29,15 +28,17 @@ const LINGER: Duration = Duration::from_secs(1);
 pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     let mut connection = Connection::new(transport);
     let mut deadline = Deadline::default();
-    let mut head = RequestHead::default();
+    let mut now = Instant::now();
     loop {
         let mut patience = Patience::new(&mut deadline);
-        match next_request(worker, client, &mut connection, &mut head, &mut patience).await {
-            Ok(()) => one_request(worker, client, &mut connection, &mut head, &mut patience).await,
+        patience.tell(now);
+        match next_request(worker, client, &mut connection, &mut patience).await {
+            Ok(length) => {
+                now = one_request(worker, client, &mut connection, length, &mut patience).await;
+            }
             Err(NoRequest::Closed) => break,
             Err(NoRequest::Refused(reason)) => {
-                refuse(worker, client, &mut connection, &mut head, reason).await;
-                break;
+                refuse(worker, client, &mut connection, reason, &mut patience).await;
             }
         }
         if !connection.may_continue() {
@@ -48,20 +49,19 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     close(&mut connection).await;
 }
 
-/// Waits for a request: for its first byte as long as a connection may idle, from then on as long
-/// as a head may take.
+/// Waits for a request head and returns its length: for its first byte as long as a connection may
+/// idle, from then on as long as a head may take.
 async fn next_request(
     worker: &Worker,
     client: &Client,
     connection: &mut Connection,
-    head: &mut RequestHead,
     patience: &mut Patience<'_>,
-) -> Result<(), NoRequest> {
+) -> Result<usize, NoRequest> {
     let view = worker.view();
     let request_limits = &view.listeners[client.listener].limits;
     let limits = &view.config.listeners[client.listener].limits;
     poll_fn(|cx| {
-        if let Poll::Ready(result) = connection.poll_request(cx, request_limits, head) {
+        if let Poll::Ready(result) = connection.poll_request(cx, request_limits) {
             return Poll::Ready(result);
         }
         if connection.has_unread() {
@@ -77,30 +77,53 @@ async fn next_request(
     .await
 }
 
+/// Serves one request and returns when it ended.
 async fn one_request(
     worker: &Worker,
     client: &Client,
     connection: &mut Connection,
-    head: &mut RequestHead,
+    length: usize,
     patience: &mut Patience<'_>,
-) {
-    let mut flight = Flight::new(worker, client, head, Instant::now());
-    proxy::serve(&mut flight, connection, patience).await;
+) -> Instant {
+    let mut head = worker.take_head();
+    let limits = worker.view().listeners[client.listener].limits;
+    let verdict = connection.parse_request(length, &limits, &mut head);
+    let mut flight = Flight::new(worker, client, &mut head, Instant::now());
+    match verdict {
+        Ok(()) => proxy::serve(&mut flight, connection, patience).await,
+        Err(reason) => answer_unparsed(&mut flight, connection, reason, patience).await,
+    }
+    let ended = flight.ended.unwrap_or_else(Instant::now);
+    drop(flight);
+    worker.give_head(head);
+    ended
 }
 
-/// Answers what is no request, and says why.
+/// Answers what never became a whole head.
 async fn refuse(
     worker: &Worker,
     client: &Client,
     connection: &mut Connection,
-    head: &mut RequestHead,
     reason: Reason,
+    patience: &mut Patience<'_>,
 ) {
-    let mut deadline = Deadline::default();
-    let mut flight = Flight::new(worker, client, head, Instant::now());
+    let mut head = worker.take_head();
+    let mut flight = Flight::new(worker, client, &mut head, Instant::now());
+    answer_unparsed(&mut flight, connection, reason, patience).await;
+    drop(flight);
+    worker.give_head(head);
+}
+
+/// Says why, and closes: where the next request would begin is unknown.
+async fn answer_unparsed(
+    flight: &mut Flight<'_>,
+    connection: &mut Connection,
+    reason: Reason,
+    patience: &mut Patience<'_>,
+) {
     flight.unparsed = true;
     connection.refuse_rest();
-    proxy::refuse(&mut flight, connection, &mut Patience::new(&mut deadline), reason).await;
+    proxy::refuse(flight, connection, patience, reason).await;
 }
 
 async fn close(connection: &mut Connection) {

@@ -54,7 +54,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         }
         loop {
             let mut moved = false;
-            while let Poll::Ready(accepted) = connection.poll_accept(cx) {
+            while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {
                 let Some(accepted) = accepted else { return Poll::Ready(()) };
                 streams.push(one_request(worker, client, accepted));
                 moved = true;
@@ -99,4 +99,6 @@ async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
             proxy::refuse(&mut flight, &mut stream, &mut patience, reason).await;
         }
     }
+    drop(flight);
+    worker.give_head(head);
 }

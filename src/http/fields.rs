@@ -100,6 +100,11 @@ impl Fields {
         id
     }
 
+    /// Bytes of memory that `clear` keeps.
+    pub fn capacity(&self) -> usize {
+        self.block.capacity() + self.entries.capacity() * size_of::<Entry>()
+    }
+
     /// Takes the last field off again; its bytes stay until the next `clear`.
     pub fn pop(&mut self) {
         self.entries.pop();

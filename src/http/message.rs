@@ -112,6 +112,11 @@ impl RequestHead {
         self.expects_continue = false;
     }
 
+    /// Bytes of memory that `clear` keeps.
+    pub fn capacity(&self) -> usize {
+        self.host.capacity() + self.target.capacity() + self.fields.capacity()
+    }
+
     pub fn path(&self) -> &str {
         &self.target[..self.path_len]
     }

@@ -25,11 +25,11 @@ use crate::config::{AccessSink, Log, LogFormat};
 mod sink;
 
 /// A buffer of this size is handed over at once.
-const BATCH_BYTES: usize = 32 * 1024;
+const BATCH_BYTES: usize = 128 * 1024;
 /// What is kept of a buffer that a long line has grown.
 const BUFFER_BYTES: usize = 2 * BATCH_BYTES;
 /// Full buffers waiting for a sink that stalls: about 8 MiB.
-const QUEUE_BATCHES: usize = 256;
+const QUEUE_BATCHES: usize = 64;
 /// Empty buffers on the way back to one worker.
 const SPARE_BUFFERS: usize = 4;
 

@@ -59,6 +59,8 @@ struct Counted {
     cells: Arc<BackendCells>,
     status: Option<u16>,
     head_after: Option<Duration>,
+    /// When the request was sent.
+    sent: Instant,
 }
 
 impl Drop for Counted {
@@ -78,10 +80,12 @@ pub async fn attempt<D: Downstream>(
     let cluster = &view.clusters[cluster];
     let target = Target { cluster, backend: &cluster.backends[backend], index: backend };
     target.backend.cells.request_started();
-    let mut counted = Counted { cells: target.backend.cells.clone(), status: None, head_after: None };
+    // The first attempt begins with the request.
+    let sent = if flight.attempts == 1 { flight.started } else { Instant::now() };
+    let mut counted = Counted { cells: target.backend.cells.clone(), status: None, head_after: None, sent };
     match cluster.cluster.config.protocol {
         Protocol::Http1 => over_http1(flight, (down, patience), target, &mut counted).await,
-        Protocol::H2 => over_h2(flight, (down, patience), target, &mut counted).await,
+        Protocol::H2 => Box::pin(over_h2(flight, (down, patience), target, &mut counted)).await,
     }
 }
 
@@ -92,10 +96,14 @@ async fn over_http1<D: Downstream>(
     counted: &mut Counted,
 ) -> Result<(), Failed> {
     let config = &target.cluster.cluster.config;
-    let pooled = target.backend.pool.borrow_mut().take(config.idle_timeout);
-    let mut lease = match pooled {
-        Some(lease) => lease,
-        None => open_http1(target).await?,
+    let pooled = target.backend.pool.borrow_mut().take(counted.sent, config.idle_timeout);
+    let mut lease = if let Some(lease) = pooled {
+        lease
+    } else {
+        // Boxed: connecting takes more room than all the rest, and most requests don't.
+        let lease = Box::pin(open_http1(target)).await?;
+        counted.sent = Instant::now();
+        lease
     };
     let head = &*flight.head;
     lease.connection.send_request(&head.method, &head.target, head.body, |out| {
@@ -106,7 +114,8 @@ async fn over_http1<D: Downstream>(
     match result.await {
         Ok(done) => {
             if done.complete && response.keep_alive {
-                target.backend.pool.borrow_mut().give(lease, config.idle_connections);
+                let since = counted.sent + counted.head_after.unwrap_or_default();
+                target.backend.pool.borrow_mut().give(lease, since, config.idle_connections);
             }
             Ok(())
         }
@@ -141,6 +150,7 @@ async fn over_h2<D: Downstream>(
 ) -> Result<(), Failed> {
     let config = &target.cluster.cluster.config;
     let mut handle = shared(target).await?;
+    counted.sent = Instant::now();
     let head = h2_head(flight, config.tls.is_some(), &config.backends[target.index].address)?;
     let ended = matches!(flight.head.body, BodyLength::Empty | BodyLength::Exact(0));
     // WHY: a connection that dies between the look and the send has not seen this request.
@@ -222,14 +232,14 @@ async fn exchange<D: Downstream, U: Respond>(
     let view = flight.view.clone();
     let limits = &view.config.listeners[flight.client.listener].limits;
     let timeouts = Timeouts::new(limits, config, is_grpc(flight.head));
-    let sent = Instant::now();
-    let mut relay = Relay::new(down, up, patience, timeouts, limits.body_bytes);
+    patience.tell(counted.sent);
+    let mut relay = Relay::new(down, up, patience, timeouts, (limits.body_bytes, counted.sent));
     let result = relay.response(flight.head, response).await;
     flight.bytes_in = relay.bytes_in();
     if let Err(failure) = result {
         return Err(Failed::before_head(failure, flight));
     }
-    let took = sent.elapsed();
+    let took = counted.sent.elapsed();
     (counted.status, counted.head_after) = (Some(response.status.as_u16()), Some(took));
     flight.upstream_response = Some(took);
     if !fits(flight.head, response) {

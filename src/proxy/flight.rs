@@ -1,10 +1,6 @@
 //! One request from its head to its record: what is known of it, written down when it ends.
 
-use std::{
-    net::IpAddr,
-    rc::Rc,
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -45,8 +41,8 @@ pub struct Flight<'c> {
     pub attempts: u32,
     pub upstream_response: Option<Duration>,
     pub started: Instant,
-    /// The request was served to its end, whatever that was.
-    pub finished: bool,
+    /// When the request was served to its end, whatever that was.
+    pub ended: Option<Instant>,
 }
 
 impl<'c> Flight<'c> {
@@ -81,7 +77,7 @@ impl<'c> Flight<'c> {
             attempts: 0,
             upstream_response: None,
             started,
-            finished: false,
+            ended: None,
         }
     }
 
@@ -136,7 +132,7 @@ impl<'c> Flight<'c> {
         let cluster = self.cluster.map(|cluster| &config.clusters[cluster]);
         let backend = cluster.zip(self.backend).map(|(cluster, index)| &cluster.backends[index]);
         let record = Record {
-            time: SystemTime::now(),
+            time: self.worker.wall_clock(self.started),
             listener: &self.listener().name,
             client_ip: self.client_ip,
             peer: self.client.peer,
@@ -171,11 +167,11 @@ impl<'c> Flight<'c> {
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        if !self.finished && self.reason.is_none() {
+        if self.ended.is_none() && self.reason.is_none() {
             self.reason = Some(self.cause_of_drop());
         }
         let status = self.status.or(self.reason.map(Reason::status)).unwrap_or(Reason::Internal.status());
-        let took = self.started.elapsed();
+        let took = self.ended.unwrap_or_else(Instant::now) - self.started;
         self.count(status, took);
         self.log(status, took);
     }

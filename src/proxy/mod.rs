@@ -13,6 +13,7 @@ pub mod worker;
 use attempt::Failed;
 use flight::Flight;
 use patience::Patience;
+use tokio::time::Instant;
 
 use crate::{
     error::Reason,
@@ -24,7 +25,7 @@ use crate::{
 /// writes the record.
 pub async fn serve<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience: &mut Patience<'_>) {
     respond(flight, down, patience).await;
-    flight.finished = true;
+    flight.ended = Some(Instant::now());
 }
 
 async fn respond<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience: &mut Patience<'_>) {
@@ -55,7 +56,7 @@ pub async fn refuse<D: Downstream>(
     reason: Reason,
 ) {
     answer::answer(flight, down, reason, patience).await;
-    flight.finished = true;
+    flight.ended = Some(Instant::now());
 }
 
 /// Finds the request's route and notes it; returns its cluster.

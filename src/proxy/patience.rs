@@ -16,6 +16,8 @@ use crate::{error::Reason, http::deadline::Deadline};
 pub struct Patience<'d> {
     deadline: &'d mut Deadline,
     waiting: Option<Reason>,
+    /// The time that the caller has just read; good for one wait.
+    now: Option<Instant>,
 }
 
 /// A wait: what it is called when it ends badly, and how long it may take.
@@ -35,7 +37,12 @@ impl Wait {
 
 impl<'d> Patience<'d> {
     pub fn new(deadline: &'d mut Deadline) -> Self {
-        Patience { deadline, waiting: None }
+        Patience { deadline, waiting: None, now: None }
+    }
+
+    /// Tells the time to the next wait, which then need not read the clock.
+    pub fn tell(&mut self, now: Instant) {
+        self.now = Some(now);
     }
 
     /// Nothing is waited for.
@@ -48,7 +55,7 @@ impl<'d> Patience<'d> {
     pub fn poll(&mut self, cx: &mut Context<'_>, wait: Wait, moved: bool) -> Poll<Reason> {
         if moved || self.waiting != Some(wait.reason) {
             self.waiting = Some(wait.reason);
-            let end = Instant::now() + wait.allowed;
+            let end = self.now.take().unwrap_or_else(Instant::now) + wait.allowed;
             self.deadline.set(wait.until.map_or(end, |until| until.min(end)));
         }
         self.deadline.poll(cx).map(|()| wait.reason)

@@ -173,7 +173,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
         up: &'r mut U,
         patience: &'r mut Patience<'d>,
         timeouts: Timeouts,
-        upload_limit: Option<u64>,
+        (upload_limit, started): (Option<u64>, Instant),
     ) -> Self {
         Relay {
             down,
@@ -183,7 +183,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             upload: Direction::new(),
             download: Direction::new(),
             upload_limit,
-            started: Instant::now(),
+            started,
             upload_refused: false,
         }
     }

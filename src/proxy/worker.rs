@@ -6,12 +6,18 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Waker,
+    time::SystemTime,
 };
+
+use tokio::time::Instant;
 
 use crate::{
     config::{Config, Listener},
     error::Reason,
-    http::h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
+    http::{
+        h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
+        message::RequestHead,
+    },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
     proxy::route::RouteTable,
     upstream::{
@@ -20,6 +26,10 @@ use crate::{
         pool::Pool,
     },
 };
+
+/// Request heads kept for reuse, and how large one may have grown.
+const KEPT_HEADS: usize = 128;
+const KEPT_HEAD_BYTES: usize = 16 * 1024;
 
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
@@ -34,6 +44,11 @@ pub struct Worker {
     cutting: Cell<bool>,
     connections: RefCell<Connections>,
     pub handshakes: Cell<usize>,
+    /// Request heads that no request uses; idle connections hold none.
+    #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
+    heads: RefCell<Vec<Box<RequestHead>>>,
+    /// The same moment on both clocks.
+    clocks: Cell<(Instant, SystemTime)>,
 }
 
 /// The open downstream connections, so that a drain can wake those that wait.
@@ -102,6 +117,8 @@ impl Worker {
             cutting: Cell::new(false),
             connections: RefCell::default(),
             handshakes: Cell::new(0),
+            heads: RefCell::default(),
+            clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
 
@@ -120,9 +137,37 @@ impl Worker {
         })
     }
 
+    /// An empty head with memory from earlier requests.
+    pub fn take_head(&self) -> Box<RequestHead> {
+        self.heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps a head for a later request, unless its memory has grown large.
+    pub fn give_head(&self, mut head: Box<RequestHead>) {
+        let mut heads = self.heads.borrow_mut();
+        if heads.len() < KEPT_HEADS && head.capacity() <= KEPT_HEAD_BYTES {
+            head.clear();
+            heads.push(head);
+        }
+    }
+
     /// Writes one access-log line.
     pub fn log(&self, record: &Record<'_>) {
         self.log.borrow_mut().record(record);
+    }
+
+    /// The time of day of an instant that is not long ago.
+    pub fn wall_clock(&self, at: Instant) -> SystemTime {
+        let (instant, time) = self.clocks.get();
+        match at.checked_duration_since(instant) {
+            Some(later) => time + later,
+            None => time - (instant - at),
+        }
+    }
+
+    /// Follows the system's clock; to be called now and then.
+    pub fn set_clocks(&self) {
+        self.clocks.set((Instant::now(), SystemTime::now()));
     }
 
     /// Hands what was logged to the log's own thread.

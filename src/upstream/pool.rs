@@ -65,10 +65,9 @@ impl Lease {
 
 impl Pool {
     /// The idle connection used last, if it is younger than `idle_timeout`, open and silent.
-    pub fn take(&mut self, idle_timeout: Duration) -> Option<Lease> {
-        let now = Instant::now();
+    pub fn take(&mut self, now: Instant, idle_timeout: Duration) -> Option<Lease> {
         while let Some(mut idle) = self.idle.pop() {
-            if now.duration_since(idle.since) >= idle_timeout {
+            if now.saturating_duration_since(idle.since) >= idle_timeout {
                 // Everything below it is older.
                 self.idle.clear();
                 return None;
@@ -82,10 +81,10 @@ impl Pool {
     }
 
     /// Keeps a quiet connection for the next request; closes it where `limit` are kept already.
-    pub fn give(&mut self, mut lease: Lease, limit: usize) {
+    pub fn give(&mut self, mut lease: Lease, since: Instant, limit: usize) {
         if self.idle.len() < limit && lease.connection.is_quiet() {
             lease.connection.rest();
-            self.idle.push(Idle { lease, since: Instant::now() });
+            self.idle.push(Idle { lease, since });
         }
     }
 

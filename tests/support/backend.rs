@@ -161,8 +161,7 @@ impl Backend {
     #[track_caller]
     fn until(&self, what: &str, check: impl Fn(&State) -> bool) {
         let state = self.shared.state.lock().unwrap();
-        let (state, _) =
-            self.shared.changed.wait_timeout_while(state, GUARD, |state| !check(state)).unwrap();
+        let (state, _) = self.shared.changed.wait_timeout_while(state, GUARD, |state| !check(state)).unwrap();
         assert!(check(&state), "{what} did not come in {GUARD:?}: {state:?}");
     }
 }

@@ -76,7 +76,8 @@ impl Setup {
     }
 
     pub fn drain_timeout(self, duration: &str) -> Self {
-        let limits = self.limits.replace("drain_timeout = \"1s\"", &format!("drain_timeout = \"{duration}\""));
+        let limits =
+            self.limits.replace("drain_timeout = \"1s\"", &format!("drain_timeout = \"{duration}\""));
         Setup { limits, ..self }
     }
 

@@ -334,7 +334,9 @@ pub async fn reply(
     body: &[u8],
     trailers: Option<HeaderMap>,
 ) {
-    let Ok(mut stream) = respond.send_response(response, body.is_empty() && trailers.is_none()) else { return };
+    let Ok(mut stream) = respond.send_response(response, body.is_empty() && trailers.is_none()) else {
+        return;
+    };
     if body.is_empty() && trailers.is_none() {
         return;
     }

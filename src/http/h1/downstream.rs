@@ -33,29 +33,33 @@ pub enum NoRequest {
 }
 
 impl Connection {
-    /// Waits for the next request and parses it into `head`.
+    /// Waits until the head of the next request is there; returns its length.
     pub fn poll_request(
         &mut self,
         cx: &mut Context<'_>,
         limits: &RequestLimits,
+    ) -> Poll<Result<usize, NoRequest>> {
+        Poll::Ready(match ready!(self.poll_head(cx, limits.head.head_bytes)) {
+            Ok(Some(length)) => Ok(length),
+            Ok(None) | Err(HeadError::Truncated | HeadError::Io) => Err(NoRequest::Closed),
+            Err(HeadError::TooLarge) => Err(NoRequest::Refused(reason_for_overflow(self.input.data()))),
+        })
+    }
+
+    /// Parses the head that `poll_request` found.
+    ///
+    /// # Errors
+    /// The reason to refuse it with; where its body ends, if it has one, is then unknown.
+    pub fn parse_request(
+        &mut self,
+        length: usize,
+        limits: &RequestLimits,
         head: &mut RequestHead,
-    ) -> Poll<Result<(), NoRequest>> {
-        let length = match ready!(self.poll_head(cx, limits.head.head_bytes)) {
-            Ok(Some(length)) => length,
-            Ok(None) | Err(HeadError::Truncated | HeadError::Io) => {
-                return Poll::Ready(Err(NoRequest::Closed));
-            }
-            Err(HeadError::TooLarge) => {
-                return Poll::Ready(Err(NoRequest::Refused(reason_for_overflow(self.input.data()))));
-            }
-        };
-        head.clear();
-        if let Err(reason) = parse_request(&self.input.data()[..length], &limits.head, head) {
-            return Poll::Ready(Err(NoRequest::Refused(reason)));
-        }
+    ) -> Result<(), Reason> {
+        parse_request(&self.input.data()[..length], &limits.head, head)?;
         self.reply_to = ReplyTo::new(head);
         self.begin_incoming(length, BodyDecoder::new(head.body, limits.body));
-        Poll::Ready(Ok(()))
+        Ok(())
     }
 
     /// Whether another request may follow: everything was read and sent, and neither side asked

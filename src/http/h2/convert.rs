@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use crate::{
     error::Reason,
     http::{
-        fields::{FieldId, Fields, is_forbidden_trailer, may_pass},
+        fields::{FieldId, Fields, Underscores, is_forbidden_trailer, may_pass},
         h1::HeadLimits,
         message::{BodyLength, RequestHead, ResponseHead, Version},
         target,

@@ -70,10 +70,14 @@ impl Connection {
 
     /// The next stream, or `None` when the connection is over; sends whatever its streams have to
     /// send meanwhile.
-    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
+    pub fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+        new_head: impl FnOnce() -> Box<RequestHead>,
+    ) -> Poll<Option<Accepted>> {
         match ready!(self.inner.poll_accept(cx)) {
             Some(Ok((request, respond))) => {
-                let mut head = Box::<RequestHead>::default();
+                let mut head = new_head();
                 let ended = request.body().is_end_stream();
                 let verdict = convert::read_request(&request, ended, &self.head, &mut head);
                 let stream = Stream::new(request.into_body(), respond);
