@@ -71,6 +71,9 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         if !draining && patience.poll(cx, idle, false).is_ready() {
             draining = true;
             connection.drain();
+            // The GOAWAY goes out when the connection is polled again.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         // A client that does not even take the GOAWAY is cut off.
         if draining { patience.poll(cx, last_words, false).map(|_| ()) } else { Poll::Pending }

@@ -255,7 +255,9 @@ impl Drop for Seat {
         let mut connections = self.worker.connections.borrow_mut();
         connections.wakers[self.index] = None;
         connections.free.push(self.index);
-        if let (0, Some(waker)) = (connections.count(), connections.empty.take()) {
+        if connections.count() == 0
+            && let Some(waker) = connections.empty.take()
+        {
             waker.wake();
         }
     }
