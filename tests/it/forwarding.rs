@@ -140,7 +140,10 @@ fn says_the_same_to_an_http2_backend() {
     let backend = H2Backend::mirror();
     let engine = Setup::new(&[backend.address]).cluster("protocol = \"h2\"").start();
     let mut client = Client::plain(engine.plain);
-    client.send(format!("GET /p?q HTTP/1.1\r\nHost: a.example:81\r\n{}Connection: x-hop\r\nX-Hop: 1\r\n\r\n", claims()));
+    client.send(format!(
+        "GET /p?q HTTP/1.1\r\nHost: a.example:81\r\n{}Connection: x-hop\r\nX-Hop: 1\r\n\r\n",
+        claims()
+    ));
     assert_eq!(client.response("GET").status, 200);
     let seen = &backend.requests()[0];
     assert_eq!(seen.uri.to_string(), "http://a.example:81/p?q");
@@ -214,7 +217,8 @@ fn redirects_to_https() {
 #[test]
 fn answers_in_json_where_it_is_asked_for() {
     let backend = Backend::saying("never");
-    let engine = Setup::new(&[backend.address]).routes("[[routes]]\npath = \"/x\"\ncluster = \"web\"").start();
+    let engine =
+        Setup::new(&[backend.address]).routes("[[routes]]\npath = \"/x\"\ncluster = \"web\"").start();
     let mut client = Client::plain(engine.plain);
     client.send("GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n");
     let answer = client.response("GET");

@@ -76,7 +76,17 @@ fn refuses_a_transfer_encoding_other_than_chunked() {
 #[test]
 fn refuses_a_content_length_that_is_no_plain_number() {
     let wrong = [
-        "", "+5", "-0", "-5", "5,5", "5, 6", "0x5", "1_0", "5 5", "9223372036854775808", "99999999999999999999",
+        "",
+        "+5",
+        "-0",
+        "-5",
+        "5,5",
+        "5, 6",
+        "0x5",
+        "1_0",
+        "5 5",
+        "9223372036854775808",
+        "99999999999999999999",
     ];
     refuses_each(400, &wrong.map(|value| post(&format!("Content-Length: {value}"), "")));
     refuses_each(400, &[post("Content-Length: 5\r\nContent-Length: 6", "hello")]);
@@ -132,8 +142,18 @@ fn refuses_line_ends_and_bytes_that_parsers_disagree_about() {
 #[test]
 fn refuses_a_target_that_is_none() {
     let wrong: [&[u8]; 12] = [
-        b"/a#b", b"/a b", b"/\x01", b"/\x7f", b"/\xc3\xa9", b"/%zz", b"/%00", b"a", b"*", b"http://b.example/",
-        b"http://user@a.example/", b"/..%2fadmin",
+        b"/a#b",
+        b"/a b",
+        b"/\x01",
+        b"/\x7f",
+        b"/\xc3\xa9",
+        b"/%zz",
+        b"/%00",
+        b"a",
+        b"*",
+        b"http://b.example/",
+        b"http://user@a.example/",
+        b"/..%2fadmin",
     ];
     let wrong = wrong.map(|target| [b"GET ", target, b" HTTP/1.1\r\nHost: a.example\r\n\r\n"].concat());
     refuses_each(400, &wrong);
@@ -141,9 +161,8 @@ fn refuses_a_target_that_is_none() {
 
 #[test]
 fn refuses_a_host_that_is_missing_or_none() {
-    let hosts = [
-        "", "a,b", "a@b", "a/b", "a?b", "a#b", "a b", "a:0", "a:65536", "a:", "a:b", "a..b", "[::1", "%61",
-    ];
+    let hosts =
+        ["", "a,b", "a@b", "a/b", "a?b", "a#b", "a b", "a:0", "a:65536", "a:", "a:b", "a..b", "[::1", "%61"];
     refuses_each(400, &hosts.map(|host| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")));
     let wrong = ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"];
     refuses_each(400, &wrong);
@@ -180,7 +199,18 @@ fn breaks_off_each(bodies: &[String]) {
 #[test]
 fn breaks_off_chunks_with_a_bad_size() {
     let sizes = [
-        "+5", "-5", " 5", "5 ", "0x5", "0_5", "", "g", "00000000000000005", "ffffffffffffffffff", "5\t", "5,5",
+        "+5",
+        "-5",
+        " 5",
+        "5 ",
+        "0x5",
+        "0_5",
+        "",
+        "g",
+        "00000000000000005",
+        "ffffffffffffffffff",
+        "5\t",
+        "5,5",
     ];
     breaks_off_each(&sizes.map(|size| format!("{size}\r\nhello\r\n0\r\n\r\n")));
 }
@@ -199,8 +229,16 @@ fn breaks_off_chunks_without_their_line_end() {
 
 #[test]
 fn breaks_off_chunk_extensions_that_parsers_disagree_about() {
-    let extensions =
-        [";a\nb", ";a\rb", ";a\0b", ";a=\"\n\"", ";a\n", ";(", ";\x7f", &format!(";a={}", "b".repeat(17 << 10))];
+    let extensions = [
+        ";a\nb",
+        ";a\rb",
+        ";a\0b",
+        ";a=\"\n\"",
+        ";a\n",
+        ";(",
+        ";\x7f",
+        &format!(";a={}", "b".repeat(17 << 10)),
+    ];
     breaks_off_each(&extensions.map(|extension| format!("5{extension}\r\nhello\r\n0\r\n\r\n")));
 }
 
@@ -217,7 +255,11 @@ fn forwards_no_chunk_extension() {
     let mut client = Client::plain(engine.plain);
     client.send(post("Transfer-Encoding: chunked", "5;a=b;c=\"d e\"\r\nhello\r\n0;last\r\n\r\n"));
     assert_eq!(client.response("POST").text(), "done");
-    assert!(backend.all_received().ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), "{}", backend.all_received());
+    assert!(
+        backend.all_received().ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+        "{}",
+        backend.all_received()
+    );
 }
 
 #[test]
@@ -250,10 +292,9 @@ fn removes_what_belongs_to_the_connection() {
     let backend = Backend::echo();
     let engine = Engine::new(backend.address);
     let mut client = Client::plain(engine.plain);
-    client.send(get(
-        "Connection: x-hop, keep-alive, x-forwarded-for, host, x-request-id\r\nX-Hop: secret\r\n\
-         Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy: http://evil\r\nTE: gzip",
-    ));
+    client
+        .send(get("Connection: x-hop, keep-alive, x-forwarded-for, host, x-request-id\r\nX-Hop: secret\r\n\
+         Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy: http://evil\r\nTE: gzip"));
     let seen = client.response("GET").text();
     for gone in ["x-hop", "keep-alive", "proxy-connection", "connection", "te", "proxy"] {
         assert_eq!(fields(&seen, gone), [""; 0], "{gone} in {seen}");
@@ -268,7 +309,9 @@ fn strips_the_upgrade_to_h2c() {
     let backend = Backend::echo();
     let engine = Engine::new(backend.address);
     let mut client = Client::plain(engine.plain);
-    client.send(get("Connection: upgrade, http2-settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"));
+    client.send(get(
+        "Connection: upgrade, http2-settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
+    ));
     let response = client.response("GET");
     assert_eq!(response.status, 200);
     let seen = response.text();
@@ -312,7 +355,8 @@ fn consumes_the_body_of_a_get_exactly() {
 #[test]
 fn never_parses_a_body_as_a_request_after_an_answer_of_its_own() {
     let backend = Backend::saying("never");
-    let engine = Setup::new(&[backend.address]).routes("[[routes]]\npath = \"/there\"\ncluster = \"web\"").start();
+    let engine =
+        Setup::new(&[backend.address]).routes("[[routes]]\npath = \"/there\"\ncluster = \"web\"").start();
     let answer = exchange(engine.plain, post(&format!("Content-Length: {}", SMUGGLED.len() + 10), SMUGGLED));
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     assert_eq!(answer.matches("HTTP/1.").count(), 1, "{answer}");
@@ -322,7 +366,8 @@ fn never_parses_a_body_as_a_request_after_an_answer_of_its_own() {
 #[test]
 fn keeps_the_connection_after_an_answer_of_its_own_to_a_whole_request() {
     let backend = Backend::saying("there");
-    let engine = Setup::new(&[backend.address]).routes("[[routes]]\npath = \"/there\"\ncluster = \"web\"").start();
+    let engine =
+        Setup::new(&[backend.address]).routes("[[routes]]\npath = \"/there\"\ncluster = \"web\"").start();
     let mut client = Client::plain(engine.plain);
     let response = client.get("/nowhere");
     assert_eq!((response.status, response.reason()), (404, Some("no_route")));
