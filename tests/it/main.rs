@@ -6,7 +6,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod balancing;
+mod bodies;
 mod config;
 mod forwarding;
+mod life;
+mod limits;
+mod observe;
+mod retries;
+mod strict_h2;
 mod strict_requests;
 mod strict_responses;
+mod timeouts;
+mod tls;

@@ -5,7 +5,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     sync::{
-        Arc, Condvar, Mutex,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -127,17 +127,17 @@ impl Backend {
 
     /// Connections that were accepted.
     pub fn connections(&self) -> usize {
-        self.shared.state.lock().unwrap().received.len()
+        self.shared.lock().received.len()
     }
 
     /// Everything that came on one connection.
     pub fn received(&self, connection: usize) -> String {
-        String::from_utf8_lossy(&self.shared.state.lock().unwrap().received[connection]).into_owned()
+        String::from_utf8_lossy(&self.shared.lock().received[connection]).into_owned()
     }
 
     /// Everything that came, connection after connection.
     pub fn all_received(&self) -> String {
-        String::from_utf8_lossy(&self.shared.state.lock().unwrap().received.concat()).into_owned()
+        String::from_utf8_lossy(&self.shared.lock().received.concat()).into_owned()
     }
 
     /// Waits until one connection has brought a text, and returns all of that connection.
@@ -158,11 +158,21 @@ impl Backend {
         self.until("closed connections", |state| state.closed >= count);
     }
 
+    /// Waits until any connection has brought a text.
+    #[track_caller]
+    pub fn until_any_received(&self, text: &str) {
+        self.until(&format!("{text:?} at the backend"), |state| {
+            state.received.iter().any(|bytes| memchr::memmem::find(bytes, text.as_bytes()).is_some())
+        });
+    }
+
     #[track_caller]
     fn until(&self, what: &str, check: impl Fn(&State) -> bool) {
-        let state = self.shared.state.lock().unwrap();
+        let state = self.shared.lock();
         let (state, _) = self.shared.changed.wait_timeout_while(state, GUARD, |state| !check(state)).unwrap();
-        assert!(check(&state), "{what} did not come in {GUARD:?}: {state:?}");
+        let came = check(&state);
+        drop(state);
+        assert!(came, "{what} did not come in {GUARD:?}; what came:\n{}", self.all_received());
     }
 }
 
@@ -173,7 +183,7 @@ impl Drop for Backend {
         let _ = TcpStream::connect(self.address);
         let mut panicked = self.acceptor.take().is_some_and(|acceptor| acceptor.join().is_err());
         let (streams, scripts) = {
-            let mut state = self.shared.state.lock().unwrap();
+            let mut state = self.shared.lock();
             (std::mem::take(&mut state.streams), std::mem::take(&mut state.scripts))
         };
         for stream in streams {
@@ -193,11 +203,16 @@ impl fmt::Debug for Backend {
 }
 
 impl Shared {
+    /// Also after a panic elsewhere, which has its own report.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn begin(self: &Arc<Self>, stream: TcpStream, tls: Option<Arc<ServerConfig>>, script: &Arc<Script>) {
         stream.set_read_timeout(Some(GUARD)).unwrap();
         stream.set_write_timeout(Some(GUARD)).unwrap();
         stream.set_nodelay(true).unwrap();
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.lock();
         let mut conversation = Conversation {
             index: state.received.len(),
             stream: stream.try_clone().unwrap(),
@@ -333,7 +348,7 @@ impl Conversation {
             }
             Err(_) => 0,
         };
-        let mut state = self.shared.state.lock().unwrap();
+        let mut state = self.shared.lock();
         state.received[self.index].extend_from_slice(&block[..count]);
         state.closed += usize::from(count == 0);
         self.shared.changed.notify_all();

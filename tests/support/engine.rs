@@ -40,6 +40,7 @@ pub struct Setup {
     cluster: String,
     health: String,
     backends: Vec<String>,
+    log: String,
     more: String,
     files: Vec<(String, String)>,
 }
@@ -57,6 +58,7 @@ impl Setup {
             cluster: String::new(),
             health: "health = false\n".to_owned(),
             backends: backends.iter().map(|address| format!("\"{address}\"")).collect(),
+            log: "access.log".to_owned(),
             more: String::new(),
             files: Vec::new(),
         }
@@ -122,6 +124,11 @@ impl Setup {
         self
     }
 
+    /// Another sink for the access log.
+    pub fn log(self, path: &str) -> Self {
+        Setup { log: path.to_owned(), ..self }
+    }
+
     /// Whole tables behind the others.
     pub fn more(self, text: &str) -> Self {
         Setup { more: format!("{}{text}\n", self.more), ..self }
@@ -134,12 +141,13 @@ impl Setup {
     }
 
     fn text(&self) -> String {
-        let Setup { workers, top, limits, plain, tls, certificates, routes, cluster, health, more, .. } =
-            self;
+        let Setup {
+            workers, top, limits, plain, tls, certificates, routes, cluster, health, log, more, ..
+        } = self;
         format!(
             "workers = {workers}\n{top}\
              [admin]\naddress = \"127.0.0.1:0\"\n\
-             [log]\naccess = \"access.log\"\n\
+             [log]\naccess = \"{log}\"\n\
              [limits]\n{limits}\
              [[listeners]]\nname = \"plain\"\naddress = \"127.0.0.1:0\"\n{plain}\
              [[listeners]]\nname = \"tls\"\naddress = \"127.0.0.1:0\"\n{tls}\

@@ -116,8 +116,10 @@ impl H2 {
     }
 
     /// Waits until the other end takes no more streams.
-    pub async fn refuses_streams(&mut self) -> bool {
-        poll_fn(|cx| self.sender.poll_ready(cx)).await.is_err()
+    pub async fn until_refused(&mut self) {
+        while poll_fn(|cx| self.sender.poll_ready(cx)).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
     }
 }
 

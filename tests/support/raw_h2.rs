@@ -92,6 +92,16 @@ impl RawH2 {
         (payload.len() == length).then_some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
+    /// The same; pings are answered.
+    #[track_caller]
+    pub fn frame_answering_pings(&mut self) -> Option<Frame> {
+        let frame = self.frame()?;
+        if frame.kind == PING && frame.flags & ACK == 0 {
+            self.send(PING, ACK, 0, &frame.payload);
+        }
+        Some(frame)
+    }
+
     /// What becomes of a stream.
     #[track_caller]
     pub fn fate(&mut self, stream: u32) -> Fate {
