@@ -7,6 +7,7 @@
 mod support;
 
 mod config;
+mod docs;
 mod forwarding;
 mod strict_requests;
 mod strict_responses;
