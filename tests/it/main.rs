@@ -9,6 +9,7 @@ mod support;
 mod balancing;
 mod bodies;
 mod config;
+mod docs;
 mod forwarding;
 mod life;
 mod limits;
