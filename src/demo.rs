@@ -82,8 +82,7 @@ fn write_certificates(directory: &Path, https: SocketAddr) -> Result<(), DemoErr
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let ca_key = KeyPair::generate()?;
     let ca_certificate = ca.self_signed(&ca_key)?;
-    let mut site =
-        CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned(), https.ip().to_string()])?;
+    let mut site = CertificateParams::new(site_names(https))?;
     site.distinguished_name.push(DnType::CommonName, "localhost");
     site.use_authority_key_identifier_extension = true;
     let site_key = KeyPair::generate()?;
@@ -91,6 +90,12 @@ fn write_certificates(directory: &Path, https: SocketAddr) -> Result<(), DemoErr
     write(&directory.join("ca.crt"), &ca_certificate.pem())?;
     write(&directory.join("site.crt"), &site.pem())?;
     write(&directory.join("site.key"), &site_key.serialize_pem())
+}
+
+fn site_names(https: SocketAddr) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), https.ip().to_string()];
+    names.dedup();
+    names
 }
 
 fn write(path: &Path, text: &str) -> Result<(), DemoError> {

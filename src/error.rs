@@ -98,6 +98,11 @@ reasons! {
 }
 
 impl Reason {
+    /// Whether the metric is `errors_total{reason}`.
+    pub const fn is_error(self) -> bool {
+        matches!(self.blame(), Blame::Upstream | Blame::Portcullis)
+    }
+
     /// Whether the metric is `rejections_total{listener, reason}` rather than `errors_total`.
     pub const fn is_rejection(self) -> bool {
         matches!(self.blame(), Blame::Client)

@@ -1,6 +1,12 @@
 //! Requests off an HTTP/1 connection, one after the other.
 
-use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -60,6 +66,8 @@ async fn next_request(
     let view = worker.view();
     let request_limits = &view.listeners[client.listener].limits;
     let limits = &view.config.listeners[client.listener].limits;
+    // A request that has arrived but was not reported yet still counts when a drain begins.
+    let mut driver_turn = pin!(tokio::task::yield_now());
     poll_fn(|cx| {
         if let Poll::Ready(result) = connection.poll_request(cx, request_limits) {
             return Poll::Ready(result);
@@ -69,7 +77,7 @@ async fn next_request(
             return patience.poll(cx, wait, false).map(|reason| Err(NoRequest::Refused(reason)));
         }
         if worker.is_draining() {
-            return Poll::Ready(Err(NoRequest::Closed));
+            return driver_turn.as_mut().poll(cx).map(|()| Err(NoRequest::Closed));
         }
         let wait = Wait::new(Reason::ClientClosed, limits.idle_timeout);
         patience.poll(cx, wait, false).map(|_| Err(NoRequest::Closed))

@@ -116,8 +116,8 @@ pub fn facts(stream: &TlsStream<TcpStream>) -> TlsFacts {
     let session = stream.get_ref().1;
     TlsFacts {
         version: match session.protocol_version() {
-            Some(ProtocolVersion::TLSv1_3) => "1.3",
-            _ => "1.2",
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "TLSv1.2",
         },
         cipher: session.negotiated_cipher_suite().map_or("", |suite| cipher_name(suite.suite())),
         sni: session.server_name().map(str::to_owned),

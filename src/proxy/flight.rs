@@ -9,7 +9,7 @@ use super::{
     worker::{Client, ListenerView, View, Worker},
 };
 use crate::{
-    error::{Blame, Reason},
+    error::Reason,
     http::{
         fields::FieldId,
         message::{RequestHead, Version},
@@ -120,10 +120,9 @@ impl<'c> Flight<'c> {
             took,
         );
         match self.reason {
-            Some(reason) if reason.blame() == Blame::Nobody => {}
             Some(reason) if reason.is_rejection() => listener.cells.rejection(reason),
-            Some(reason) => self.worker.shard.error(reason),
-            None => {}
+            Some(reason) if reason.is_error() => self.worker.shard.error(reason),
+            Some(_) | None => {}
         }
     }
 

@@ -42,7 +42,10 @@ async fn respond<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience:
     };
     if let Err(failed) = try_backends(flight, down, patience, cluster).await {
         flight.reason = Some(failed.reason);
-        if !failed.answered {
+        if failed.reason == Reason::ClientClosed {
+            // Nobody is there to answer, and 499 is a status for the log alone.
+            down.abort();
+        } else if !failed.answered {
             answer::answer(flight, down, failed.reason, patience).await;
         }
     }

@@ -238,7 +238,7 @@ where
 {
     out.push(gauges(
         "portcullis_backend_up",
-        "1 where a backend gets requests, 0 where its health keeps them away.",
+        "1 where a backend is up, 0 where it is down; where so few are up that a cluster fails open, those that are down get requests too.",
         each().filter_map(|(labels, total)| Some((labels, total.up?))),
     ));
     out.push(gauges(
@@ -261,7 +261,7 @@ where
 fn process_families(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
     let errors = Reason::ALL.iter().filter_map(|&reason| {
         let count: u64 = metrics.errors.iter().map(|counts| counts.0.value(reason)).sum();
-        (!reason.is_rejection() || count > 0).then(|| (pairs(["reason"], [reason.code()]), count))
+        (reason.is_error() || count > 0).then(|| (pairs(["reason"], [reason.code()]), count))
     });
     out.push(counters(
         "portcullis_errors_total",
