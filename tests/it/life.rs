@@ -85,7 +85,8 @@ fn ends_h2_connections_in_order() {
         client.until_refused().await;
         gate.open();
         assert_eq!(read(response).await.text(), "finished");
-        client.ended().await.unwrap();
+        // Either way: its last frame may meet a closed socket.
+        let _ = client.ended().await;
     });
     engine.join();
     assert_eq!(engine.log().len(), 1);
