@@ -61,9 +61,9 @@ fn over_http1(criterion: &mut Criterion) {
     let engine = engine();
     let mut client = Client::tls(engine.tls);
     let mut group = criterion.benchmark_group("path/https_http1");
-    for (path, length) in [("/small", SMALL), ("/large", LARGE)] {
+    for (name, path, length) in [("small", "/small", SMALL), ("large", "/large", LARGE)] {
         group.throughput(Throughput::Bytes(length as u64));
-        group.bench_function(path, |bencher| {
+        group.bench_function(name, |bencher| {
             bencher.iter(|| assert_eq!(client.get(path).body.len(), length));
         });
     }
@@ -74,9 +74,9 @@ fn over_h2(criterion: &mut Criterion) {
     let engine = engine();
     let mut client = block_on(H2::connect(engine.tls));
     let mut group = criterion.benchmark_group("path/https_h2");
-    for (path, length) in [("/small", SMALL), ("/large", LARGE)] {
+    for (name, path, length) in [("small", "/small", SMALL), ("large", "/large", LARGE)] {
         group.throughput(Throughput::Bytes(length as u64));
-        group.bench_function(path, |bencher| {
+        group.bench_function(name, |bencher| {
             bencher.iter(|| assert_eq!(block_on(client.get(path)).body.len(), length));
         });
     }

@@ -195,7 +195,7 @@ fn takes_a_client_hello_in_any_pieces() {
     let backend = Backend::saying("x");
     let engine = Engine::new(backend.address);
     let mut garbage = Client::plain(engine.tls);
-    garbage.try_send([0x16; 64 << 10]);
+    garbage.try_send(vec![0x16; 64 << 10]);
     garbage.rest();
     // The client's side of a handshake, byte by byte.
     let config = Arc::new(tls_config(&["http/1.1"], rustls::ALL_VERSIONS));
