@@ -37,6 +37,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         send_buffer: limits.h2_send_buffer,
         head: view.listeners[client.listener].limits.head,
         local_resets: limits.h2_local_resets,
+        linger: limits.write_timeout,
     };
     let mut deadline = Deadline::default();
     let mut patience = Patience::new(&mut deadline);

@@ -1,6 +1,9 @@
 //! An HTTP/2 client that writes its frames by hand, to send what no library would.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+};
 
 use super::client::{Client, tls_config};
 
@@ -67,6 +70,10 @@ impl RawH2 {
 
     pub fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
         self.client.try_send(frame(kind, flags, stream, payload))
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        self.client.socket()
     }
 
     pub fn send_bytes(&mut self, bytes: &[u8]) -> bool {

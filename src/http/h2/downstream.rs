@@ -13,6 +13,7 @@ use h2::{
 
 use super::{
     convert,
+    linger::Lingering,
     stream::{Incoming, Outgoing, io_error},
 };
 use crate::error::Reason;
@@ -35,12 +36,14 @@ pub struct Settings {
     pub head: HeadLimits,
     /// Resets that a client may provoke over the connection's life.
     pub local_resets: usize,
+    /// How long the client may take to read the last bytes.
+    pub linger: std::time::Duration,
 }
 
 /// A connection: streams come out of `poll_accept`, and everything is sent while it is polled.
 #[derive(Debug)]
 pub struct Connection {
-    inner: server::Connection<Transport, Bytes>,
+    inner: server::Connection<Lingering, Bytes>,
     head: HeadLimits,
 }
 
@@ -62,7 +65,7 @@ impl Connection {
             .max_send_buffer_size(settings.send_buffer)
             .max_header_list_size(list_bytes(&settings.head))
             .max_local_error_reset_streams(Some(settings.local_resets))
-            .handshake(transport)
+            .handshake(Lingering::new(transport, settings.linger))
             .await
             .map_err(io_error)?;
         Ok(Connection { inner, head: settings.head })

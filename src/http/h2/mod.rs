@@ -5,5 +5,6 @@
 
 pub mod convert;
 pub mod downstream;
+mod linger;
 mod stream;
 pub mod upstream;
