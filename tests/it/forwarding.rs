@@ -18,12 +18,8 @@ const CLAIMS: [(&str, &str); 6] = [
 ];
 
 fn claims() -> String {
-<<<<<<< HEAD
-    CLAIMS.iter().fold(String::new(), |lines, (name, value)| lines + name + ": " + value + "\r\n")
-=======
     let lines = CLAIMS.map(|(name, value)| format!("{name}: {value}\r\n"));
     lines.concat()
->>>>>>> it
 }
 
 /// What the backend sees of an HTTP/1 request with these lines.

@@ -335,11 +335,7 @@ impl Conversation {
 
     /// Reads and keeps; false at the end.
     fn fill(&mut self) -> bool {
-<<<<<<< HEAD
-        let mut block = vec![0; 64 * 1024];
-=======
         let mut block = [0; 16 * 1024];
->>>>>>> it
         let result = match &mut self.tls {
             None => self.stream.read(&mut block),
             Some(tls) => rustls::Stream::new(tls.as_mut(), &mut self.stream).read(&mut block),

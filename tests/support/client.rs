@@ -173,11 +173,7 @@ impl Client {
         if self.end.is_some() {
             return false;
         }
-<<<<<<< HEAD
-        let mut block = vec![0; 64 * 1024];
-=======
         let mut block = [0; 16 * 1024];
->>>>>>> it
         let result = match &mut self.stream {
             Stream::Plain(stream) => stream.read(&mut block),
             Stream::Tls(stream) => stream.read(&mut block),
