@@ -281,9 +281,9 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
     /// The reason why the response is incomplete.
     pub async fn body(&mut self) -> Result<(), Reason> {
         poll_fn(|cx| {
-            if !self.upload.ended && self.poll_upload(cx)?.is_pending() {
-                // The response goes on whatever the upload waits for.
-            }
+            // The response goes on whatever the upload waits for; once that is over, this only says
+            // that nothing of it moved.
+            let _ = self.poll_upload(cx)?;
             match self.download.poll(cx, self.up, self.down, u64::MAX) {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(response_broken(&broken))),
