@@ -1,7 +1,7 @@
 //! Heads between the h2 crate's types and ours.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 
 use crate::{
     error::Reason,
@@ -121,7 +121,8 @@ pub fn read_response<B>(response: &Response<B>, ended: bool, head: &mut Response
         head.fields.push(name.as_str().as_bytes(), value.as_bytes());
     }
     let length = content_length(&head.fields).ok()?;
-    head.body = match (ended, length) {
+    let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    head.body = match (ended || bodiless, length) {
         (true, _) => BodyLength::Empty,
         (false, Some(length)) => BodyLength::Exact(length),
         (false, None) => BodyLength::Streamed,
