@@ -69,15 +69,28 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
     if headers.len() > limits.fields {
         return Err(Reason::HeadTooLarge);
     }
+    let crumbs = headers.get_all(http::header::COOKIE);
+    let crumbled = crumbs.iter().nth(1).is_some();
     for (name, value) in headers {
         let size = name.as_str().len() + value.len();
         bytes += size;
         if size > limits.field_bytes || bytes > limits.head_bytes {
             return Err(Reason::HeadTooLarge);
         }
+        if crumbled && name == http::header::COOKIE {
+            continue;
+        }
         if passes(name.as_str().as_bytes(), value.as_bytes(), limits, head)? {
             head.fields.push(name.as_str().as_bytes(), value.as_bytes());
         }
+    }
+    if crumbled {
+        // Browsers send each cookie as a field of its own; HTTP/1 knows one (RFC 9113 §8.2.3).
+        let cookie = crumbs.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+        if cookie.len() > limits.field_bytes {
+            return Err(Reason::HeadTooLarge);
+        }
+        head.fields.push(b"cookie", &cookie);
     }
     Ok(())
 }
