@@ -177,9 +177,6 @@ pub fn read_trailers(map: &HeaderMap, underscores: Underscores) -> Option<Fields
     for (name, value) in map {
         fields.push(name.as_str().as_bytes(), value.as_bytes());
     }
-    fields.retain(|id, name| {
-        let plain = underscores == Underscores::Keep || !name.contains(&b'_');
-        plain && !is_forbidden_trailer(id, name)
-    });
+    fields.retain(|id, name| may_pass(name, underscores) && !is_forbidden_trailer(id, name));
     (!fields.is_empty()).then_some(fields)
 }
