@@ -107,6 +107,16 @@ pub trait Respond: Exchange {
     fn switch(&mut self);
 }
 
+impl Failure {
+    /// The same failure of a backend that has answered something: it did begin with the request.
+    fn after_a_byte(self) -> Self {
+        match self {
+            Failure::Unanswered { .. } => Failure::Reason(Reason::UpstreamClosed),
+            Failure::Reason(_) => self,
+        }
+    }
+}
+
 impl Timeouts {
     /// A gRPC exchange may be silent for long in either direction: it is timed like a tunnel.
     pub fn new(limits: &Limits, cluster: &Cluster, is_grpc: bool) -> Self {
@@ -205,17 +215,22 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
 
     /// Sends the request's body on while waiting for the final response head; interim ones pass.
     pub async fn response(&mut self, request: &RequestHead, head: &mut ResponseHead) -> Result<(), Failure> {
-        for _ in 0..=INTERIM_RESPONSES {
-            poll_fn(|cx| self.poll_response(cx, request, head)).await?;
+        for earlier in 0..=INTERIM_RESPONSES {
+            let result = poll_fn(|cx| self.poll_response(cx, request, head)).await;
+            result.map_err(|failure| if earlier > 0 { failure.after_a_byte() } else { failure })?;
             if !head.status.is_informational() || head.status == http::StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(());
             }
-            self.down.send_interim(head).map_err(|_| Failure::Reason(Reason::ClientClosed))?;
-            poll_fn(|cx| self.down.poll_flush(cx))
-                .await
-                .map_err(|_| Failure::Reason(Reason::ClientClosed))?;
+            self.pass_interim(head).await.map_err(Failure::Reason)?;
         }
         Err(Failure::Reason(Reason::UpstreamBadResponse))
+    }
+
+    async fn pass_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
+        self.down.send_interim(head).map_err(|_| Reason::ClientClosed)?;
+        let wait = Wait::new(Reason::WriteTimeout, self.timeouts.write);
+        let flushed = self.patience.limit(wait, poll_fn(|cx| self.down.poll_flush(cx))).await?;
+        flushed.map_err(|_| Reason::ClientClosed)
     }
 
     fn poll_response(
