@@ -155,6 +155,8 @@ async fn over_h2<D: Downstream>(
     let ended = matches!(flight.head.body, BodyLength::Empty | BodyLength::Exact(0));
     // WHY: a connection that dies between the look and the send has not seen this request.
     let mut stream = handle.send(head, ended).map_err(|_| Failed::unsent(Reason::UpstreamClosed))?;
+    // The stream counts itself; two for each request would leave half of the connection unused.
+    drop(handle);
     let mut response = ResponseHead::default();
     exchange(flight, (down, patience), (&mut stream, config), counted, &mut response).await?;
     Ok(())
