@@ -91,6 +91,8 @@ pub struct Relay<'r, 'd, D, U> {
     started: Instant,
     /// The backend stopped reading the request; its response decides what that means.
     upload_refused: bool,
+    /// The response's body did not come, or go, all at once.
+    body_waited: bool,
 }
 
 /// The backend's end of an exchange.
@@ -195,6 +197,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             upload_limit,
             started,
             upload_refused: false,
+            body_waited: false,
         }
     }
 
@@ -211,6 +214,11 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
     /// Whether the backend got the whole request.
     pub fn upload_complete(&self) -> bool {
         self.upload.ended && !self.upload_refused
+    }
+
+    /// Whether the response's body took longer than its head.
+    pub fn body_waited(&self) -> bool {
+        self.body_waited
     }
 
     /// Sends the request's body on while waiting for the final response head; interim ones pass.
@@ -302,7 +310,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             match self.download.poll(cx, self.up, self.down, u64::MAX) {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(response_broken(&broken))),
-                Poll::Pending => {}
+                Poll::Pending => self.body_waited = true,
             }
             let wait = match self.download.waits_for {
                 WaitsFor::Sink => Wait::new(Reason::WriteTimeout, self.timeouts.write),
