@@ -141,6 +141,11 @@ impl WriteBuffer {
         if self.bytes.capacity() == 0 {
             self.bytes = FREE.with_borrow_mut(|free| free.write.pop()).unwrap_or_default();
         }
+        if self.written > 0 {
+            // A peer that never takes everything must not make it grow for ever.
+            self.bytes.drain(..self.written);
+            self.written = 0;
+        }
         &mut self.bytes
     }
 

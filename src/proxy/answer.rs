@@ -67,7 +67,8 @@ async fn send<D: Downstream>(
     patience: &mut Patience<'_>,
 ) {
     let is_head = flight.head.method == http::Method::HEAD;
-    if !poll_fn(|cx| Poll::Ready(skip_body(cx, down))).await {
+    let skipped = poll_fn(|cx| Poll::Ready(skip_body(cx, down))).await;
+    if !skipped || flight.worker.is_draining() {
         down.close_after_reply();
     }
     let sent = async {

@@ -44,6 +44,8 @@ pub struct Failed {
 struct Done {
     /// The backend got the whole request, and its whole response was read.
     complete: bool,
+    /// When that was.
+    ended: Instant,
 }
 
 /// A backend and where it stands in the view.
@@ -114,8 +116,7 @@ async fn over_http1<D: Downstream>(
     match result.await {
         Ok(done) => {
             if done.complete && response.keep_alive {
-                let since = counted.sent + counted.head_after.unwrap_or_default();
-                target.backend.pool.borrow_mut().give(lease, since, config.idle_connections);
+                target.backend.pool.borrow_mut().give(lease, done.ended, config.idle_connections);
             }
             Ok(())
         }
@@ -155,6 +156,8 @@ async fn over_h2<D: Downstream>(
     let ended = matches!(flight.head.body, BodyLength::Empty | BodyLength::Exact(0));
     // WHY: a connection that dies between the look and the send has not seen this request.
     let mut stream = handle.send(head, ended).map_err(|_| Failed::unsent(Reason::UpstreamClosed))?;
+    // The stream counts itself; two for each request would leave half of the connection unused.
+    drop(handle);
     let mut response = ResponseHead::default();
     exchange(flight, (down, patience), (&mut stream, config), counted, &mut response).await?;
     Ok(())
@@ -249,8 +252,10 @@ async fn exchange<D: Downstream, U: Respond>(
     let result = respond(flight, &mut relay, response).await;
     (flight.bytes_in, flight.bytes_out) = (relay.bytes_in(), relay.bytes_out());
     let complete = relay.upload_complete() && response.status != StatusCode::SWITCHING_PROTOCOLS;
+    // Most bodies come with their head: then the clock need not be read again.
+    let ended = if relay.body_waited() { Instant::now() } else { counted.sent + took };
     match result {
-        Ok(()) => Ok(Done { complete }),
+        Ok(()) => Ok(Done { complete, ended }),
         Err(reason) => {
             flight.reason = Some(reason);
             down.abort();

@@ -40,8 +40,9 @@ impl<'d> Patience<'d> {
         Patience { deadline, waiting: None, now: None }
     }
 
-    /// Tells the time to the next wait, which then need not read the clock.
+    /// Starts the next wait anew, at a time that was just read: it need not read the clock.
     pub fn tell(&mut self, now: Instant) {
+        self.waiting = None;
         self.now = Some(now);
     }
 
@@ -53,9 +54,10 @@ impl<'d> Patience<'d> {
 
     /// Ready with the reason when the wait has lasted too long.
     pub fn poll(&mut self, cx: &mut Context<'_>, wait: Wait, moved: bool) -> Poll<Reason> {
+        let now = self.now.take();
         if moved || self.waiting != Some(wait.reason) {
             self.waiting = Some(wait.reason);
-            let end = self.now.take().unwrap_or_else(Instant::now) + wait.allowed;
+            let end = now.unwrap_or_else(Instant::now) + wait.allowed;
             self.deadline.set(wait.until.map_or(end, |until| until.min(end)));
         }
         self.deadline.poll(cx).map(|()| wait.reason)

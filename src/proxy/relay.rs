@@ -91,6 +91,8 @@ pub struct Relay<'r, 'd, D, U> {
     started: Instant,
     /// The backend stopped reading the request; its response decides what that means.
     upload_refused: bool,
+    /// The response's body did not come, or go, all at once.
+    body_waited: bool,
 }
 
 /// The backend's end of an exchange.
@@ -105,6 +107,16 @@ pub trait Respond: Exchange {
 
     /// Turns the connection into a tunnel, after a 101.
     fn switch(&mut self);
+}
+
+impl Failure {
+    /// The same failure of a backend that has answered something: it did begin with the request.
+    fn after_a_byte(self) -> Self {
+        match self {
+            Failure::Unanswered { .. } => Failure::Reason(Reason::UpstreamClosed),
+            Failure::Reason(_) => self,
+        }
+    }
 }
 
 impl Timeouts {
@@ -185,6 +197,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             upload_limit,
             started,
             upload_refused: false,
+            body_waited: false,
         }
     }
 
@@ -203,19 +216,29 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
         self.upload.ended && !self.upload_refused
     }
 
+    /// Whether the response's body took longer than its head.
+    pub fn body_waited(&self) -> bool {
+        self.body_waited
+    }
+
     /// Sends the request's body on while waiting for the final response head; interim ones pass.
     pub async fn response(&mut self, request: &RequestHead, head: &mut ResponseHead) -> Result<(), Failure> {
-        for _ in 0..=INTERIM_RESPONSES {
-            poll_fn(|cx| self.poll_response(cx, request, head)).await?;
+        for earlier in 0..=INTERIM_RESPONSES {
+            let result = poll_fn(|cx| self.poll_response(cx, request, head)).await;
+            result.map_err(|failure| if earlier > 0 { failure.after_a_byte() } else { failure })?;
             if !head.status.is_informational() || head.status == http::StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(());
             }
-            self.down.send_interim(head).map_err(|_| Failure::Reason(Reason::ClientClosed))?;
-            poll_fn(|cx| self.down.poll_flush(cx))
-                .await
-                .map_err(|_| Failure::Reason(Reason::ClientClosed))?;
+            self.pass_interim(head).await.map_err(Failure::Reason)?;
         }
         Err(Failure::Reason(Reason::UpstreamBadResponse))
+    }
+
+    async fn pass_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
+        self.down.send_interim(head).map_err(|_| Reason::ClientClosed)?;
+        let wait = Wait::new(Reason::WriteTimeout, self.timeouts.write);
+        let flushed = self.patience.limit(wait, poll_fn(|cx| self.down.poll_flush(cx))).await?;
+        flushed.map_err(|_| Reason::ClientClosed)
     }
 
     fn poll_response(
@@ -281,13 +304,13 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
     /// The reason why the response is incomplete.
     pub async fn body(&mut self) -> Result<(), Reason> {
         poll_fn(|cx| {
-            if !self.upload.ended && self.poll_upload(cx)?.is_pending() {
-                // The response goes on whatever the upload waits for.
-            }
+            // The response goes on whatever the upload waits for; once that is over, this only says
+            // that nothing of it moved.
+            let _ = self.poll_upload(cx)?;
             match self.download.poll(cx, self.up, self.down, u64::MAX) {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(response_broken(&broken))),
-                Poll::Pending => {}
+                Poll::Pending => self.body_waited = true,
             }
             let wait = match self.download.waits_for {
                 WaitsFor::Sink => Wait::new(Reason::WriteTimeout, self.timeouts.write),

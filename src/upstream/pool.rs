@@ -88,11 +88,18 @@ impl Pool {
         }
     }
 
-    /// A shared connection with room for one more stream.
+    /// A shared connection that is open and has room for one more stream; lets go of closed ones,
+    /// which would have room for ever.
     pub fn shared(&mut self) -> Option<h2::upstream::Handle> {
-        let found = self.shared.iter_mut().find(|shared| shared.handle.has_room())?;
-        found.used = Instant::now();
-        Some(found.handle.clone())
+        while let Some(index) = self.shared.iter().position(|shared| shared.handle.has_room()) {
+            let found = &mut self.shared[index];
+            if found.handle.is_open() {
+                found.used = Instant::now();
+                return Some(found.handle.clone());
+            }
+            self.shared.swap_remove(index);
+        }
+        None
     }
 
     /// Adds a connection that requests share.

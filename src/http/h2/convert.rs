@@ -1,7 +1,7 @@
 //! Heads between the h2 crate's types and ours.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 
 use crate::{
     error::Reason,
@@ -69,15 +69,28 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
     if headers.len() > limits.fields {
         return Err(Reason::HeadTooLarge);
     }
+    let crumbs = headers.get_all(http::header::COOKIE);
+    let crumbled = crumbs.iter().nth(1).is_some();
     for (name, value) in headers {
         let size = name.as_str().len() + value.len();
         bytes += size;
         if size > limits.field_bytes || bytes > limits.head_bytes {
             return Err(Reason::HeadTooLarge);
         }
+        if crumbled && name == http::header::COOKIE {
+            continue;
+        }
         if passes(name.as_str().as_bytes(), value.as_bytes(), limits, head)? {
             head.fields.push(name.as_str().as_bytes(), value.as_bytes());
         }
+    }
+    if crumbled {
+        // Browsers send each cookie as a field of its own; HTTP/1 knows one (RFC 9113 §8.2.3).
+        let cookie = crumbs.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+        if cookie.len() > limits.field_bytes {
+            return Err(Reason::HeadTooLarge);
+        }
+        head.fields.push(b"cookie", &cookie);
     }
     Ok(())
 }
@@ -121,7 +134,8 @@ pub fn read_response<B>(response: &Response<B>, ended: bool, head: &mut Response
         head.fields.push(name.as_str().as_bytes(), value.as_bytes());
     }
     let length = content_length(&head.fields).ok()?;
-    head.body = match (ended, length) {
+    let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    head.body = match (ended || bodiless, length) {
         (true, _) => BodyLength::Empty,
         (false, Some(length)) => BodyLength::Exact(length),
         (false, None) => BodyLength::Streamed,
@@ -163,9 +177,6 @@ pub fn read_trailers(map: &HeaderMap, underscores: Underscores) -> Option<Fields
     for (name, value) in map {
         fields.push(name.as_str().as_bytes(), value.as_bytes());
     }
-    fields.retain(|id, name| {
-        let plain = underscores == Underscores::Keep || !name.contains(&b'_');
-        plain && !is_forbidden_trailer(id, name)
-    });
+    fields.retain(|id, name| may_pass(name, underscores) && !is_forbidden_trailer(id, name));
     (!fields.is_empty()).then_some(fields)
 }
