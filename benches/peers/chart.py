@@ -37,11 +37,10 @@ def _group(results, workload, y):
     measured = [value for _, value in values if value is not None]
     if not measured:
         return "", 0
-    longest = max(*measured, 1e-9) if len(measured) > 1 else max(measured[0], 1e-9)
-    best = results.ratios(workload).get("best")
-    suffix = f"   ({best:.2f} × the best other)" if best else ""
-    parts = [_text(20, y + 14, workload.title + f", {workload.unit}", size=13, weight=600)
-             + (_text(WIDTH - 20, y + 14, suffix.strip(), size=12, anchor="end", fill="#445") if suffix else "")]
+    longest = max(*measured, 0.001)
+    parts = [_text(20, y + 14, f"{workload.title}, {workload.unit}", size=13, weight=600)]
+    if best := results.ratios(workload).get("best"):
+        parts.append(_text(WIDTH - 20, y + 14, f"{best:.2f} × the best other", size=12, anchor="end", fill="#445"))
     row = y + GROUP_HEAD
     for index, (peer, value) in enumerate(values):
         fill = OURS if index == 0 else THEIRS[min(index, len(THEIRS)) - 1]

@@ -54,7 +54,7 @@ def start(peer, setup):
 
 
 def find(wanted, given, venv):
-    """The peers named in `wanted` (all if empty) that are on this machine, `given` ones first."""
+    """Portcullis first, then the peers named in `wanted`; if empty, all that are on this machine."""
     found = dict(given)
     for kind in KINDS[1:]:
         path = shutil.which(kind) or shutil.which(kind, path=f"/usr/sbin:/usr/local/sbin:{venv}/bin")
@@ -66,6 +66,7 @@ def find(wanted, given, venv):
     if unknown:
         sys.exit(f"not found: {', '.join(unknown)} (--install-peers, or --peer NAME=PATH)")
     names = wanted or sorted(found, key=lambda name: KINDS.index(kind_of(name)))
+    names = ["portcullis", *(name for name in names if name != "portcullis")]
     return [Peer(name, kind_of(name), found[name]) for name in names]
 
 
