@@ -54,7 +54,7 @@ def start(peer, setup):
 
 
 def find(wanted, given, venv):
-    """The peers named in `wanted` (all if empty) that are on this machine, `given` ones first."""
+    """Portcullis first, then the peers in `wanted` (if empty, all on this machine) and in `given`."""
     found = dict(given)
     for kind in KINDS[1:]:
         path = shutil.which(kind) or shutil.which(kind, path=f"/usr/sbin:/usr/local/sbin:{venv}/bin")
@@ -65,7 +65,8 @@ def find(wanted, given, venv):
     unknown = [name for name in wanted if name not in found]
     if unknown:
         sys.exit(f"not found: {', '.join(unknown)} (--install-peers, or --peer NAME=PATH)")
-    names = wanted or sorted(found, key=lambda name: KINDS.index(kind_of(name)))
+    names = [*wanted, *given] if wanted else sorted(found, key=lambda name: KINDS.index(kind_of(name)))
+    names = dict.fromkeys(["portcullis", *names])
     return [Peer(name, kind_of(name), found[name]) for name in names]
 
 

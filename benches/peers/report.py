@@ -38,14 +38,16 @@ class Results:
         ]
 
     def ratios(self, workload):
-        """Portcullis' headline divided by that of each other peer, and by the best of them."""
+        """Portcullis' headline divided by that of each other peer, and by the best other balancer's."""
         ours, *others = self.peers
         own = self.median(ours, workload, workload.headline)
         theirs = {peer.name: self.median(peer, workload, workload.headline) for peer in others}
         theirs = {name: value for name, value in theirs.items() if value}
         if own is None or not theirs:
             return {}
-        return {**{name: own / value for name, value in theirs.items()}, "best": own / min(theirs.values())}
+        ratios = {name: own / value for name, value in theirs.items()}
+        foreign = [ratios[peer.name] for peer in others if peer.name in ratios and peer.kind != ours.kind]
+        return {**ratios, **({"best": max(foreign)} if foreign else {})}
 
     def slope(self, peer, workload):
         """How much more a request costs than in the workload that this one is compared with."""
