@@ -44,25 +44,6 @@ impl Drop for Counted {
     }
 }
 
-/// One of the handshakes that a worker runs at once.
-struct Handshaking<'w>(&'w Worker);
-
-impl<'w> Handshaking<'w> {
-    fn begin(worker: &'w Worker, limit: usize) -> Option<Self> {
-        let running = worker.handshakes.get();
-        (running < limit).then(|| {
-            worker.handshakes.set(running + 1);
-            Handshaking(worker)
-        })
-    }
-}
-
-impl Drop for Handshaking<'_> {
-    fn drop(&mut self) {
-        self.0.handshakes.set(self.0.handshakes.get() - 1);
-    }
-}
-
 /// Serves a connection until it ends; never fails, what goes wrong is counted.
 pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::Acceptor>) {
     let _counted = Counted::new(&worker, arrival.listener);
@@ -101,16 +82,19 @@ async fn handshake(
     let limits = &view.config.listeners[listener].limits;
     let cells = &view.listeners[listener].cells;
     let start = Instant::now();
-    let Some(_running) = Handshaking::begin(worker, limits.concurrent_handshakes) else {
-        cells.handshake("overloaded", start.elapsed());
-        return None;
-    };
-    let handshake = Box::pin(acceptor.accept(stream));
+    let mut begun = false;
+    // Beyond the cap a connection waits its turn, within the same deadline.
+    let handshake = Box::pin(async {
+        let _permit = view.listeners[listener].handshakes.acquire().await;
+        begun = true;
+        acceptor.accept(stream).await
+    });
     let result = tokio::time::timeout(limits.handshake_timeout, handshake).await;
     let (outcome, stream) = match result {
         Ok(Ok(stream)) => ("ok", Some(Box::new(stream))),
         Ok(Err(error)) => (tls::failure(&error), None),
-        Err(_) => ("timeout", None),
+        Err(_) if begun => ("timeout", None),
+        Err(_) => ("overloaded", None),
     };
     cells.handshake(outcome, start.elapsed());
     stream

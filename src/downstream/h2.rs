@@ -53,17 +53,9 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
             draining = true;
             connection.drain();
         }
-        loop {
-            let mut moved = false;
-            while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {
-                let Some(accepted) = accepted else { return Poll::Ready(()) };
-                streams.push(one_request(worker, client, accepted));
-                moved = true;
-            }
-            moved |= run(&mut streams, cx);
-            if !moved {
-                break;
-            }
+        let begin = |accepted| one_request(worker, client, accepted);
+        if advance(&mut connection, &mut streams, begin, (worker, cx)).is_ready() {
+            return Poll::Ready(());
         }
         if !streams.is_empty() {
             patience.rest();
@@ -82,13 +74,32 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     .await;
 }
 
-/// Polls the streams that can go on; whether any of them ended.
-fn run<F: Future<Output = ()>>(streams: &mut FuturesUnordered<F>, cx: &mut Context<'_>) -> bool {
-    let mut ended = false;
-    while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {
-        ended = true;
+/// Accepts streams and polls them until nothing moves, then sends what all of them had to say in as
+/// few writes as possible. Ready when the connection is over.
+fn advance<F: Future<Output = ()>>(
+    connection: &mut Connection,
+    streams: &mut FuturesUnordered<F>,
+    mut begin: impl FnMut(Accepted) -> F,
+    (worker, cx): (&Worker, &mut Context<'_>),
+) -> Poll<()> {
+    loop {
+        let mut moved = false;
+        while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {
+            let Some(accepted) = accepted else { return Poll::Ready(()) };
+            streams.push(begin(accepted));
+            moved = true;
+        }
+        while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {
+            moved = true;
+        }
+        if !moved {
+            break;
+        }
     }
-    ended
+    match connection.poll_flush(cx) {
+        Poll::Ready(Err(_)) => Poll::Ready(()),
+        Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+    }
 }
 
 async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {

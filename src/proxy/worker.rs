@@ -43,7 +43,6 @@ pub struct Worker {
     drain_began: tokio::sync::Notify,
     cutting: Cell<bool>,
     connections: RefCell<Connections>,
-    pub handshakes: Cell<usize>,
     /// Request heads that no request uses; idle connections hold none.
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
@@ -82,6 +81,8 @@ pub struct ListenerView {
     pub routes: RouteTable,
     pub cells: Arc<ListenerCells>,
     pub limits: RequestLimits,
+    /// One permit for each TLS handshake that may run at once.
+    pub handshakes: tokio::sync::Semaphore,
     /// Where `redirect_to_https` sends: the port of a TLS listener.
     pub https_port: Option<u16>,
     unrouted: OnceCell<Arc<RouteCells>>,
@@ -116,7 +117,6 @@ impl Worker {
             drain_began: tokio::sync::Notify::new(),
             cutting: Cell::new(false),
             connections: RefCell::default(),
-            handshakes: Cell::new(0),
             heads: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
@@ -292,6 +292,7 @@ impl ListenerView {
             routes: RouteTable::new(&config.routes, index),
             cells: shard.listener(&listener.name),
             limits: request_limits(listener),
+            handshakes: tokio::sync::Semaphore::new(listener.limits.concurrent_handshakes),
             https_port,
             unrouted: OnceCell::new(),
             routed: (0..config.routes.len()).map(|_| OnceCell::new()).collect(),

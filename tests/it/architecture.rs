@@ -265,7 +265,8 @@ fn each_dependency_has_one_home() {
         let users: Vec<&str> =
             sources.iter().filter(|source| names(source, krate)).map(|source| source.path.as_str()).collect();
         assert!(!users.is_empty(), "{krate} is used nowhere: remove it from Cargo.toml and from the table");
-        for user in users {
+        // WHY: the peers that unit tests talk to are made of the same crates as real ones.
+        for user in users.into_iter().filter(|user| !user.ends_with("/testing.rs")) {
             let home =
                 homes.iter().any(|home| user == *home || (home.ends_with('/') && user.starts_with(home)));
             if !homes.is_empty() && !home {

@@ -13,6 +13,7 @@ use h2::{
 
 use super::{
     convert,
+    cork::Corked,
     linger::Lingering,
     stream::{Incoming, Outgoing, io_error},
 };
@@ -43,7 +44,8 @@ pub struct Settings {
 /// A connection: streams come out of `poll_accept`, and everything is sent while it is polled.
 #[derive(Debug)]
 pub struct Connection {
-    inner: server::Connection<Lingering, Bytes>,
+    inner: server::Connection<Corked<Lingering>, Bytes>,
+    cork: Corked<Lingering>,
     head: HeadLimits,
 }
 
@@ -58,6 +60,7 @@ pub struct Accepted {
 impl Connection {
     /// Waits for the client's preface and exchanges settings.
     pub async fn handshake(transport: Transport, settings: &Settings) -> io::Result<Self> {
+        let cork = Corked::new(Lingering::new(transport, settings.linger));
         let inner = server::Builder::new()
             .max_concurrent_streams(settings.streams)
             .initial_window_size(settings.stream_window)
@@ -65,14 +68,14 @@ impl Connection {
             .max_send_buffer_size(settings.send_buffer)
             .max_header_list_size(list_bytes(&settings.head))
             .max_local_error_reset_streams(Some(settings.local_resets))
-            .handshake(Lingering::new(transport, settings.linger))
+            .handshake(cork.handle())
             .await
             .map_err(io_error)?;
-        Ok(Connection { inner, head: settings.head })
+        Ok(Connection { inner, cork, head: settings.head })
     }
 
-    /// The next stream, or `None` when the connection is over; sends whatever its streams have to
-    /// send meanwhile.
+    /// The next stream, or `None` when the connection is over; takes what its streams have to send
+    /// and keeps it for `poll_flush`.
     pub fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
@@ -92,6 +95,11 @@ impl Connection {
             }
             None => Poll::Ready(None),
         }
+    }
+
+    /// Sends what was taken; to be called each time before the connection's task waits.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cork.poll_uncork(cx)
     }
 
     /// Takes no more streams and ends with the last one (RFC 9113 §6.8).

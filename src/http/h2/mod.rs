@@ -4,6 +4,7 @@
 //! HTTP/1 uses.
 
 pub mod convert;
+mod cork;
 pub mod downstream;
 mod linger;
 mod stream;

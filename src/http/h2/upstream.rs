@@ -1,6 +1,7 @@
 //! The backends' side of HTTP/2: a shared connection, and one stream of it for each request.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     rc::Rc,
@@ -16,6 +17,7 @@ use http::{HeaderMap, Method, Request, Response, Uri};
 
 use super::{
     convert,
+    cork::Corked,
     stream::{Incoming, Outgoing, io_error},
 };
 use crate::http::{
@@ -55,17 +57,26 @@ pub struct Handle {
 /// Returns the handle and the future that drives the connection: the caller spawns it, and it ends
 /// with the connection.
 pub async fn handshake(transport: Transport) -> io::Result<(Handle, impl Future<Output = ()>)> {
-    let (sender, connection) = client::Builder::new()
+    let cork = Corked::new(transport);
+    let (sender, mut connection) = client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEAD_BYTES)
         .enable_push(false)
-        .handshake(transport)
+        .handshake(cork.handle())
         .await
         .map_err(io_error)?;
     let drive = async move {
-        if let Err(error) = connection.await {
+        let ended = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result.map_err(io_error)),
+            // What the pass has collected goes out together.
+            Poll::Pending => match cork.poll_uncork(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                _ => Poll::Pending,
+            },
+        });
+        if let Err(error) = ended.await {
             tracing::debug!("a connection to a backend ended: {error}");
         }
     };
