@@ -86,15 +86,14 @@ impl AsyncWrite for Lingering {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let end = match this.end {
-            Some(end) => end,
-            None => {
-                ready!(Pin::new(&mut this.transport).poll_shutdown(cx))?;
-                let now = Instant::now();
-                let end = now + this.limit;
-                this.silence.set((now + SILENCE).min(end));
-                *this.end.insert(end)
-            }
+        let end = if let Some(end) = this.end {
+            end
+        } else {
+            ready!(Pin::new(&mut this.transport).poll_shutdown(cx))?;
+            let now = Instant::now();
+            let end = now + this.limit;
+            this.silence.set((now + SILENCE).min(end));
+            *this.end.insert(end)
         };
         this.poll_silence(cx, end).map(Ok)
     }
