@@ -36,6 +36,8 @@ struct State {
     received: Vec<Vec<u8>>,
     /// Connections that the other end has closed.
     closed: usize,
+    /// Connections that this end has closed.
+    finished: usize,
     streams: Vec<TcpStream>,
     scripts: Vec<JoinHandle<()>>,
 }
@@ -158,6 +160,12 @@ impl Backend {
         self.until("closed connections", |state| state.closed >= count);
     }
 
+    /// Waits until so many scripts have ended and their connections with them.
+    #[track_caller]
+    pub fn until_finished(&self, count: usize) {
+        self.until("ended scripts", |state| state.finished >= count);
+    }
+
     /// Waits until any connection has brought a text.
     #[track_caller]
     pub fn until_any_received(&self, text: &str) {
@@ -226,6 +234,8 @@ impl Shared {
         state.scripts.push(thread::spawn(move || {
             script(&mut conversation);
             conversation.close();
+            conversation.shared.lock().finished += 1;
+            conversation.shared.changed.notify_all();
         }));
         self.changed.notify_all();
     }
