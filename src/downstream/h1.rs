@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// How long, and for how many bytes, a client may go on sending what nobody will read: closing at
+/// How long a client may go on sending what nobody will read: closing at
 /// once would make the kernel reset the connection and could destroy the answer on its way.
 const LINGER: Duration = Duration::from_secs(1);
 

@@ -102,8 +102,10 @@ impl AccessLog {
         let mut sink = Sink::new(file, path);
         let (thread_shared, thread_metrics) = (Arc::clone(&shared), Arc::clone(metrics));
         thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-            let _closes_at_end: mpsc::Sender<()> = closes_at_end;
             write_all(&batches, &mut sink, &thread_shared, &thread_metrics);
+            // In this order: what is handed over after the end is announced must find no queue.
+            drop(batches);
+            drop::<mpsc::Sender<()>>(closes_at_end);
         })?;
         let running = Some(Running { queue, shared, done });
         Ok(AccessLog { format, metrics: Arc::clone(metrics), running })

@@ -91,6 +91,8 @@ pub struct Relay<'r, 'd, D, U> {
     started: Instant,
     /// The backend stopped reading the request; its response decides what that means.
     upload_refused: bool,
+    /// The client holds its body back until the backend says 100.
+    awaits_continue: bool,
     /// The response's body did not come, or go, all at once.
     body_waited: bool,
 }
@@ -197,6 +199,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             upload_limit,
             started,
             upload_refused: false,
+            awaits_continue: false,
             body_waited: false,
         }
     }
@@ -223,6 +226,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
 
     /// Sends the request's body on while waiting for the final response head; interim ones pass.
     pub async fn response(&mut self, request: &RequestHead, head: &mut ResponseHead) -> Result<(), Failure> {
+        self.awaits_continue = request.expects_continue;
         for earlier in 0..=INTERIM_RESPONSES {
             let result = poll_fn(|cx| self.poll_response(cx, request, head)).await;
             result.map_err(|failure| if earlier > 0 { failure.after_a_byte() } else { failure })?;
@@ -235,6 +239,10 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
     }
 
     async fn pass_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
+        if head.status == http::StatusCode::CONTINUE {
+            self.awaits_continue = false;
+            self.started = Instant::now();
+        }
         self.down.send_interim(head).map_err(|_| Reason::ClientClosed)?;
         let wait = Wait::new(Reason::WriteTimeout, self.timeouts.write);
         let flushed = self.patience.limit(wait, poll_fn(|cx| self.down.poll_flush(cx))).await?;
@@ -282,10 +290,14 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
         }
     }
 
-    /// What the upload waits for: the client's next bytes, or room at the backend.
+    /// What the upload waits for: the client's next bytes, or room at the backend, or its leave to
+    /// begin.
     fn upload_wait(&self) -> Wait {
         match self.upload.waits_for {
             WaitsFor::Sink => Wait::new(Reason::ResponseTimeout, self.timeouts.response),
+            WaitsFor::Source if self.awaits_continue && self.upload.bytes == 0 => {
+                Wait::new(Reason::ResponseTimeout, self.timeouts.response)
+            }
             WaitsFor::Source => {
                 Wait { until: self.rate_floor(), ..Wait::new(Reason::BodyTimeout, self.timeouts.body_idle) }
             }
@@ -319,7 +331,8 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
                 }
                 WaitsFor::Source => Wait::new(Reason::ResponseStalled, self.timeouts.response_idle),
             };
-            let moved = self.download.moved || self.upload.moved;
+            // A client that trickles its body must still read its answer.
+            let moved = self.download.moved || (self.upload.moved && wait.reason != Reason::WriteTimeout);
             self.patience.poll(cx, wait, moved).map(Err)
         })
         .await

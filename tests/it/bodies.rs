@@ -472,3 +472,14 @@ fn does_not_buffer_a_request_for_a_backend_that_does_not_read() {
     client.send(vec![b'x'; FLOOD - taken]);
     assert_eq!(client.response("POST").text(), "all of it");
 }
+
+#[test]
+fn says_so_where_a_post_has_no_body() {
+    let backend = Backend::saying("yes");
+    let engine = Setup::new(&[backend.address]).start();
+    let mut client = Client::plain(engine.plain);
+    client.send("POST / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    assert_eq!((client.response("POST").status, client.response("GET").status), (200, 200));
+    let heads = backend.all_received();
+    assert_eq!(heads.matches("content-length: 0\r\n").count(), 1, "{heads}");
+}

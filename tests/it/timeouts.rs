@@ -188,6 +188,17 @@ fn write_timeout_of_an_h2_stream() {
 }
 
 #[test]
+fn a_client_that_waits_for_leave_to_send_is_not_to_blame_for_a_slow_backend() {
+    let backend = Backend::silent();
+    let setup = Setup::new(&[backend.address]).limits("body_idle_timeout = \"100ms\"");
+    let engine = setup.cluster("response_timeout = \"250ms\"").start();
+    let mut client = Client::plain(engine.plain);
+    client.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n");
+    let answer = takes(SHORT, || client.response("POST"));
+    assert_eq!((answer.status, answer.reason()), (504, Some("response_timeout")));
+}
+
+#[test]
 fn response_timeout() {
     let backend = Backend::silent();
     let engine = Setup::new(&[backend.address]).cluster("response_timeout = \"250ms\"").start();

@@ -52,6 +52,11 @@ impl Connection {
         encode::write_request_line(out, method, target);
         fields(out);
         let framing = match body {
+            // Some backends answer 411 to a POST that says nothing (RFC 9110 §8.6).
+            BodyLength::Empty if matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {
+                encode::write_content_length(out, 0);
+                Framing::Exact(0)
+            }
             BodyLength::Empty | BodyLength::UntilClose => Framing::Exact(0),
             BodyLength::Exact(length) => {
                 encode::write_content_length(out, length);
