@@ -1,13 +1,19 @@
-//! Picking a backend and finding a route: both on every request's way.
+//! Picking a backend, finding a route, taking a connection: all on every request's way.
 
-use std::hint::black_box;
+use std::{hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use portcullis::{
     config::{HostMatch, Route},
+    http::{h1, transport::Transport},
+    observe::Metrics,
     proxy::route::RouteTable,
-    upstream::balance::{RoundRobin, Tried},
+    upstream::{
+        balance::{RoundRobin, Tried},
+        pool::{Lease, Open, Pool},
+    },
 };
+use tokio::time::Instant;
 
 fn pick(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick");
@@ -52,5 +58,26 @@ fn find_route(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, pick, find_route);
+/// Taking an idle connection out of the pool and giving it back.
+fn pool(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let _entered = runtime.enter();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let stream =
+        std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
+    stream.set_nonblocking(true).expect("an option");
+    let stream = tokio::net::TcpStream::from_std(stream).expect("a runtime");
+    let cells = Metrics::new(1).shard(0).backend("web", "127.0.0.1:1");
+    let connection = h1::Connection::new(Transport::Tcp(stream));
+    let (mut pool, now) = (Pool::default(), Instant::now());
+    pool.give(Lease::new(connection, Open::count(cells, Duration::ZERO)), now, 1);
+    criterion.bench_function("pool/take and give", |bencher| {
+        bencher.iter(|| {
+            let lease = pool.take(now, Duration::from_secs(60)).expect("the idle connection");
+            pool.give(lease, now, 1);
+        });
+    });
+}
+
+criterion_group!(benches, pick, find_route, pool);
 criterion_main!(benches);

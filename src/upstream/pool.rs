@@ -132,3 +132,112 @@ fn is_usable(lease: &mut Lease) -> bool {
     let mut cx = Context::from_waker(std::task::Waker::noop());
     lease.connection.poll_unusable(&mut cx).is_pending()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, net::SocketAddr};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::{
+        http::{exchange::Exchange, message::BodyLength, transport::Transport},
+        observe::Metrics,
+    };
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A backend's listening socket, and leases on connections to it.
+    struct Peer {
+        listener: TcpListener,
+        cells: Arc<BackendCells>,
+    }
+
+    impl Peer {
+        async fn new() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            Peer { listener, cells: Metrics::new(1).shard(0).backend("web", "a:1") }
+        }
+
+        /// A lease, the address of its end, and the backend's end.
+        async fn lease(&self) -> (Lease, SocketAddr, TcpStream) {
+            let ours = TcpStream::connect(self.listener.local_addr().unwrap()).await.unwrap();
+            let (theirs, address) = self.listener.accept().await.unwrap();
+            let open = Open::count(self.cells.clone(), Duration::ZERO);
+            (Lease::new(h1::Connection::new(Transport::Tcp(ours)), open), address, theirs)
+        }
+    }
+
+    /// Sweeps until nothing is idle; the runtime hears of the backend's doings in between.
+    async fn until_empty(pool: &mut Pool) {
+        let swept = async {
+            while pool.idle() > 0 {
+                pool.sweep(LONG);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, swept).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn gives_the_connection_used_last_and_marks_it_as_reused() {
+        let peer = Peer::new().await;
+        let (first, first_address, mut ends) = peer.lease().await;
+        let (last, last_address, other) = peer.lease().await;
+        let (mut pool, now) = (Pool::default(), Instant::now());
+        pool.give(first, now, 8);
+        pool.give(last, now, 8);
+        let mut used = pool.take(now, LONG).unwrap();
+        assert!(used.reused);
+        let (mut last_end, mut byte) = (other, [0]);
+        for (end, address) in [(&mut last_end, last_address), (&mut ends, first_address)] {
+            assert_eq!(end.peer_addr().unwrap(), address);
+            used.connection.send_request(&http::Method::GET, "/", BodyLength::Empty, |_| {});
+            poll_fn(|cx| used.connection.poll_flush(cx)).await.unwrap();
+            assert_eq!(end.read(&mut byte).await.unwrap(), 1);
+            if let Some(next) = pool.take(now, LONG) {
+                used = next;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn keeps_no_more_than_its_limit() {
+        let peer = Peer::new().await;
+        let mut pool = Pool::default();
+        for _ in 0..3 {
+            let (lease, _, _theirs) = peer.lease().await;
+            pool.give(lease, Instant::now(), 2);
+        }
+        assert_eq!(pool.idle(), 2);
+    }
+
+    #[tokio::test]
+    async fn lets_go_of_what_is_too_old() {
+        let peer = Peer::new().await;
+        let (mut pool, now) = (Pool::default(), Instant::now());
+        let (lease, _, _theirs) = peer.lease().await;
+        pool.give(lease, now, 8);
+        pool.sweep(LONG);
+        assert_eq!(pool.idle(), 1);
+        assert!(pool.take(now + LONG, LONG).is_none());
+        assert_eq!(pool.idle(), 0);
+    }
+
+    #[tokio::test]
+    async fn notices_a_backend_that_closed_or_speaks_out_of_turn() {
+        let peer = Peer::new().await;
+        let mut pool = Pool::default();
+        let (dead, _, theirs) = peer.lease().await;
+        pool.give(dead, Instant::now(), 8);
+        drop(theirs);
+        until_empty(&mut pool).await;
+        let (chatty, _, mut theirs) = peer.lease().await;
+        pool.give(chatty, Instant::now(), 8);
+        theirs.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
+        until_empty(&mut pool).await;
+    }
+}
