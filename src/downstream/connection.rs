@@ -99,3 +99,39 @@ async fn handshake(
     cells.handshake(outcome, start.elapsed());
     stream
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        config,
+        observe::{AccessLog, Metrics},
+        proxy::worker::View,
+    };
+
+    const CONFIG: &str = "[log]\naccess = \"off\"\n[[listeners]]\nname = \"plain\"\naddress = \"127.0.0.1:0\"\n\
+                          redirect_to_https = true\n";
+
+    #[tokio::test]
+    async fn a_panic_ends_its_connection_alone_and_is_counted() {
+        let (config, _) = config::parse("test", CONFIG, Path::new("")).unwrap();
+        let metrics = Metrics::new(1);
+        let log = AccessLog::start(&config.log, &metrics).unwrap();
+        let view = View::new(&Arc::new(config), &[], &metrics.shard(0), 0);
+        let worker = Rc::new(Worker::new(0, view, metrics.shard(0), log.writer()));
+        let _another = Counted::new(&worker, 0);
+        let tasks = tokio::task::LocalSet::new();
+        let panicking = worker.clone();
+        let task = tasks.spawn_local(async move {
+            let _counted = Counted::new(&panicking, 0);
+            panic!("the expected panic of a test");
+        });
+        tasks.await;
+        assert!(task.await.unwrap_err().is_panic());
+        let text = metrics.scrape();
+        assert!(text.contains("portcullis_panics_total 1\n"), "{text}");
+        assert!(text.contains("portcullis_downstream_connections{listener=\"plain\"} 1\n"), "{text}");
+    }
+}
