@@ -110,8 +110,9 @@ impl Connection {
             Some(Err(error)) => {
                 tracing::debug!("an HTTP/2 connection ended: {error}");
                 // What the h2 crate counts itself: resets that we are made to send, tiny DATA.
-                self.abused =
-                    error.is_go_away() && error.is_library() && error.reason() == Some(Code::ENHANCE_YOUR_CALM);
+                self.abused = error.is_go_away()
+                    && error.is_library()
+                    && error.reason() == Some(Code::ENHANCE_YOUR_CALM);
                 Poll::Ready(None)
             }
             None => Poll::Ready(None),

@@ -47,7 +47,7 @@ pub struct FrameLimits {
 
 /// What a client sent too much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flood {
+pub enum Flood {
     Resets,
     Pings,
     Settings,
@@ -67,7 +67,7 @@ const COUNTED: usize = Flood::Continuations as usize;
 
 /// Follows both directions of one connection.
 #[derive(Debug)]
-pub(super) struct Watcher {
+pub struct Watcher {
     limits: FrameLimits,
     received: Frames,
     sent: Frames,
@@ -88,7 +88,7 @@ struct OpenHead {
 }
 
 impl Watcher {
-    pub(super) fn new(limits: FrameLimits) -> Self {
+    pub fn new(limits: FrameLimits) -> Self {
         Watcher {
             limits,
             received: Frames::behind(PREFACE_BYTES),
@@ -104,18 +104,18 @@ impl Watcher {
     ///
     /// # Errors
     /// What there is too much of; nothing more is to be shown then.
-    pub(super) fn receive(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+    pub fn receive(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
         while let Some(frame) = self.received.next(&mut bytes) {
             self.judge(frame, now)?;
         }
-        if self.received.is_between() && self.head.is_some_and(|head| head.last) {
-            self.head = None;
+        if self.received.skip == 0 {
+            self.close_head();
         }
         Ok(())
     }
 
     /// Sees the next bytes that were sent to the client.
-    pub(super) fn send(&mut self, mut bytes: &[u8]) {
+    pub fn send(&mut self, mut bytes: &[u8]) {
         while let Some(frame) = self.sent.next(&mut bytes) {
             if frame.kind == kind::DATA && frame.length > 0 {
                 self.credit(Flood::WindowUpdates, 2 + 2 * (frame.length / REFRESH_BYTES));
@@ -125,11 +125,13 @@ impl Watcher {
     }
 
     /// When a head must have ended that has begun and not ended yet.
-    pub(super) fn head_deadline(&self) -> Option<Instant> {
+    pub fn head_deadline(&self) -> Option<Instant> {
         self.head.map(|head| head.since + self.limits.head_timeout)
     }
 
     fn judge(&mut self, frame: Frame, now: Instant) -> Result<(), Flood> {
+        // The frame before this one has come as a whole.
+        self.close_head();
         match frame.kind {
             kind::HEADERS => {
                 self.head =
@@ -150,6 +152,13 @@ impl Watcher {
             kind::PRIORITY => self.count(Flood::Priorities, now),
             kind::WINDOW_UPDATE => self.count(Flood::WindowUpdates, now),
             _ => self.count(Flood::Others, now),
+        }
+    }
+
+    /// The last frame has come: if it was the last of a head, that is finished.
+    fn close_head(&mut self) {
+        if self.head.is_some_and(|head| head.last) {
+            self.head = None;
         }
     }
 
@@ -231,11 +240,6 @@ impl Frames {
         Frames { skip, head: [0; HEAD_BYTES], filled: 0 }
     }
 
-    /// Whether the last frame has come as a whole, and nothing of the next.
-    fn is_between(&self) -> bool {
-        self.skip == 0 && self.filled == 0
-    }
-
     /// The next head; without one, all bytes were taken.
     fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
         let skipped = self.skip.min(bytes.len());
@@ -253,5 +257,220 @@ impl Frames {
         let length = u32::from_be_bytes([0, a, b, c]);
         self.skip = length as usize;
         Some(Frame { length, kind, flags })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: FrameLimits = FrameLimits {
+        resets: 5,
+        control_frames: 10,
+        continuation_frames: 3,
+        head_timeout: Duration::from_secs(10),
+    };
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    /// A watcher behind the preface.
+    fn watcher() -> Watcher {
+        let mut watcher = Watcher::new(LIMITS);
+        watcher.receive(PREFACE, Instant::now()).unwrap();
+        watcher
+    }
+
+    /// How many of these frames a client may send, one after the other at one time.
+    fn allowed(watcher: &mut Watcher, bytes: &[u8], now: Instant) -> usize {
+        (0..1_000_000).find(|_| watcher.receive(bytes, now).is_err()).unwrap()
+    }
+
+    /// Each kind that is counted by time, an example, and its limit.
+    fn kinds() -> Vec<(Flood, Vec<u8>, usize)> {
+        vec![
+            (Flood::Resets, frame(kind::RST_STREAM, 0, &[0; 4]), 5),
+            (Flood::Pings, frame(kind::PING, 0, &[0; 8]), 10),
+            (Flood::Pings, frame(kind::PING, 1, &[0; 8]), 10),
+            (Flood::Settings, frame(kind::SETTINGS, 0, &[]), 10),
+            (Flood::Settings, frame(kind::SETTINGS, 0, &[0; 6 * 100]), 10),
+            (Flood::Priorities, frame(kind::PRIORITY, 0, &[0; 5]), 10),
+            (Flood::WindowUpdates, frame(kind::WINDOW_UPDATE, 0, &[0, 0, 0, 1]), 10),
+            (Flood::EmptyData, frame(kind::DATA, 0, &[]), 10),
+            (Flood::Others, frame(5, 0, &[]), 10),
+            (Flood::Others, frame(7, 0, &[0; 8]), 10),
+            (Flood::Others, frame(0x10, 0, b"u=1"), 10),
+            (Flood::Others, frame(0xff, 0xff, &[]), 10),
+        ]
+    }
+
+    #[test]
+    fn takes_each_kind_up_to_its_limit() {
+        for (flood, bytes, limit) in kinds() {
+            let now = Instant::now();
+            let mut watcher = watcher();
+            watcher.receive(&bytes.repeat(limit), now).unwrap();
+            assert_eq!(watcher.receive(&bytes, now), Err(flood));
+        }
+    }
+
+    #[test]
+    fn counts_each_kind_by_itself() {
+        let now = Instant::now();
+        let mut watcher = watcher();
+        let each = [2, 3, 5, 6, 7, 10].map(|at| kinds().swap_remove(at));
+        for (_, bytes, limit) in each {
+            watcher.receive(&bytes.repeat(limit), now).unwrap_or_default();
+        }
+        assert_eq!(watcher.receive(&kinds()[0].1.repeat(5), now), Ok(()));
+    }
+
+    #[test]
+    fn starts_anew_after_ten_seconds() {
+        for (flood, bytes, limit) in kinds() {
+            let start = Instant::now();
+            let mut watcher = watcher();
+            watcher.receive(&bytes.repeat(limit), start).unwrap();
+            assert_eq!(allowed(&mut watcher, &bytes, start + PERIOD), limit, "{flood:?}");
+        }
+        for (flood, bytes, limit) in kinds() {
+            let start = Instant::now();
+            let mut watcher = watcher();
+            watcher.receive(&bytes.repeat(limit), start).unwrap();
+            assert_eq!(watcher.receive(&bytes, start + PERIOD - Duration::from_millis(1)), Err(flood));
+        }
+    }
+
+    #[test]
+    fn finds_frames_at_every_split() {
+        let reset = frame(kind::RST_STREAM, 0, &[0; 4]);
+        let body = frame(kind::DATA, 0, &frame(kind::RST_STREAM, 0, &[0; 4]).repeat(20));
+        let head = frame(kind::HEADERS, flag::END_HEADERS, b"head");
+        let all = [PREFACE, &head, &reset, &body, &reset, &reset, &head, &reset, &reset].concat();
+        let now = Instant::now();
+        for at in 0..=all.len() {
+            let mut watcher = Watcher::new(LIMITS);
+            watcher.receive(&all[..at], now).unwrap();
+            watcher.receive(&all[at..], now).unwrap();
+            assert_eq!(watcher.head_deadline(), None, "split at {at}");
+        }
+        let flood = [&all[..], &reset].concat();
+        for at in 0..=flood.len() {
+            let mut watcher = Watcher::new(LIMITS);
+            let verdict = watcher.receive(&flood[..at], now);
+            let verdict = verdict.and_then(|()| watcher.receive(&flood[at..], now));
+            assert_eq!(verdict, Err(Flood::Resets), "split at {at}");
+        }
+        let mut watcher = Watcher::new(LIMITS);
+        for byte in &all {
+            watcher.receive(&[*byte], now).unwrap();
+        }
+        assert_eq!(allowed(&mut watcher, &reset, now), 0);
+    }
+
+    #[test]
+    fn takes_data_that_has_a_purpose() {
+        let now = Instant::now();
+        let mut watcher = watcher();
+        for bytes in [frame(kind::DATA, flag::END_STREAM, &[]), frame(kind::DATA, 0, b"x")] {
+            watcher.receive(&bytes.repeat(1000), now).unwrap();
+        }
+    }
+
+    #[test]
+    fn counts_the_pieces_of_each_head() {
+        let (head, more) = (frame(kind::HEADERS, 0, b"h"), frame(kind::CONTINUATION, 0, b"m"));
+        let end = frame(kind::CONTINUATION, flag::END_HEADERS, b"e");
+        for (pieces, verdict) in [(2, Ok(())), (3, Ok(())), (4, Err(Flood::Continuations))] {
+            let block = [&head[..], &more.repeat(pieces - 1), &end].concat();
+            let mut watcher = watcher();
+            assert_eq!(watcher.receive(&block, Instant::now()), verdict, "{pieces}");
+        }
+        let block = [&head[..], &more.repeat(2), &end].concat();
+        assert_eq!(watcher().receive(&block.repeat(100), Instant::now()), Ok(()));
+    }
+
+    #[test]
+    fn tells_since_when_a_head_is_not_finished() {
+        let start = Instant::now();
+        let end = start + LIMITS.head_timeout;
+        let later = start + Duration::from_secs(3);
+        let mut watcher = watcher();
+        watcher.receive(&frame(kind::HEADERS, 0, b"h"), start).unwrap();
+        assert_eq!(watcher.head_deadline(), Some(end));
+        watcher.receive(&frame(kind::CONTINUATION, 0, b"m"), later).unwrap();
+        assert_eq!(watcher.head_deadline(), Some(end));
+        let last = frame(kind::CONTINUATION, flag::END_HEADERS, b"end");
+        watcher.receive(&last[..last.len() - 1], later).unwrap();
+        assert_eq!(watcher.head_deadline(), Some(end), "a byte is missing");
+        watcher.receive(&last[last.len() - 1..], later).unwrap();
+        assert_eq!(watcher.head_deadline(), None);
+        let whole = frame(kind::HEADERS, flag::END_HEADERS, b"h");
+        watcher.receive(&whole[..whole.len() - 1], start).unwrap();
+        assert_eq!(watcher.head_deadline(), Some(end), "one slow frame");
+        watcher.receive(&[whole[whole.len() - 1..].to_vec(), whole[..1].to_vec()].concat(), later).unwrap();
+        assert_eq!(watcher.head_deadline(), None, "the next frame has begun");
+        let rest = &whole[1..];
+        watcher.receive(&[rest, &frame(kind::DATA, 0, b"body")[..12]].concat(), start).unwrap();
+        assert_eq!(watcher.head_deadline(), None, "a body is not a head");
+    }
+
+    #[test]
+    fn data_sent_explains_window_updates() {
+        for (length, frames, explained) in [(0, 5, 0), (1, 5, 10), (4095, 1, 2), (4096, 1, 4), (16384, 2, 20)]
+        {
+            let update = frame(kind::WINDOW_UPDATE, 0, &[0, 0, 0, 1]);
+            let mut watcher = watcher();
+            let sent = frame(kind::DATA, 0, &vec![0; length]).repeat(frames);
+            for piece in sent.chunks(7) {
+                watcher.send(piece);
+            }
+            let count = allowed(&mut watcher, &update, Instant::now());
+            assert_eq!(count, LIMITS.control_frames + explained, "{frames} of {length}");
+        }
+    }
+
+    #[test]
+    fn data_sent_explains_pings_and_nothing_else() {
+        for (flood, bytes, limit) in kinds() {
+            let mut watcher = watcher();
+            watcher.send(&frame(kind::DATA, 0, b"x").repeat(7));
+            let more = match flood {
+                Flood::Pings => 7,
+                Flood::WindowUpdates => 14,
+                _ => 0,
+            };
+            assert_eq!(allowed(&mut watcher, &bytes, Instant::now()), limit + more, "{flood:?}");
+        }
+    }
+
+    #[test]
+    fn streams_explain_priorities_and_windows() {
+        let head = frame(kind::HEADERS, flag::END_HEADERS, b"h");
+        for (flood, bytes, limit) in kinds() {
+            let mut watcher = watcher();
+            watcher.receive(&head.repeat(3), Instant::now()).unwrap();
+            let more = match flood {
+                Flood::WindowUpdates => 6,
+                Flood::Priorities | Flood::Others => 12,
+                _ => 0,
+            };
+            assert_eq!(allowed(&mut watcher, &bytes, Instant::now()), limit + more, "{flood:?}");
+        }
+    }
+
+    #[test]
+    fn credit_does_not_grow_for_ever() {
+        let mut watcher = watcher();
+        let sent = frame(kind::DATA, 0, &[0; 16384]);
+        for _ in 0..CREDIT {
+            watcher.send(&sent);
+        }
+        let update = frame(kind::WINDOW_UPDATE, 0, &[0, 0, 0, 1]);
+        let count = allowed(&mut watcher, &update, Instant::now());
+        assert_eq!(count, LIMITS.control_frames + CREDIT as usize);
     }
 }
