@@ -3,7 +3,7 @@
 //! `cargo bench --bench codec`; the figures to watch are `request_head/*` (one a request) and
 //! `forward/*` (one a request and one a response).
 
-use std::hint::black_box;
+use std::{hint::black_box, time::Duration};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::Method;
@@ -16,8 +16,10 @@ use portcullis::http::{
         request::parse_request,
         response::parse_response,
     },
+    h2::watch::{FrameLimits, Watcher},
     message::{BodyLength, RequestHead, ResponseHead},
 };
+use tokio::time::Instant;
 
 const LIMITS: HeadLimits = HeadLimits {
     head_bytes: 32 << 10,
@@ -154,5 +156,33 @@ fn decode_all(mut decoder: BodyDecoder, mut input: &[u8]) -> usize {
     }
 }
 
-criterion_group!(benches, heads, forward, bodies);
+/// What each read of an HTTP/2 client's bytes costs more, the clock included.
+fn watch(c: &mut Criterion) {
+    let limits = FrameLimits {
+        resets: 100,
+        control_frames: 100,
+        continuation_frames: 16,
+        head_timeout: Duration::from_secs(10),
+    };
+    let head: &[u8] = &[&[0, 0, 40, 1, 5, 0, 0, 0, 1][..], &[0; 40]].concat();
+    let update: &[u8] = &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+    let data: &[u8] = &[&[0, 64, 0, 0, 0, 0, 0, 0, 1][..], &[0; 16384]].concat();
+    let reads = [
+        ("request", head.to_vec()),
+        ("request_and_updates", [update, update, head].concat()),
+        ("32_requests", head.repeat(32)),
+        ("upload_16k", data.to_vec()),
+    ];
+    let mut group = c.benchmark_group("watch");
+    for (name, bytes) in reads {
+        let mut watcher = Watcher::new(limits);
+        let _ = watcher.receive(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Instant::now());
+        group.bench_function(name, |b| b.iter(|| watcher.receive(black_box(&bytes), Instant::now())));
+    }
+    let mut watcher = Watcher::new(limits);
+    group.bench_function("sent_16k", |b| b.iter(|| watcher.send(black_box(data))));
+    group.finish();
+}
+
+criterion_group!(benches, heads, forward, bodies, watch);
 criterion_main!(benches);

@@ -5,40 +5,41 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::{Stream as _, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use crate::{
+    config::Limits,
     error::Reason,
     http::{
         deadline::Deadline,
-        h2::downstream::{Accepted, Connection, Settings},
+        h1::HeadLimits,
+        h2::{
+            downstream::{Accepted, Connection, Settings},
+            watch::FrameLimits,
+        },
         transport::Transport,
     },
     proxy::{
         self,
         flight::Flight,
         patience::{Patience, Wait},
-        worker::{Client, Worker},
+        worker::{Client, Worker, reject},
     },
 };
+
+/// How long a client that is sent away for abuse may take to read why.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves the connection until it ends; streams that are still open then are on record as given up
 /// by the client.
 pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     let view = worker.view();
     let limits = &view.config.listeners[client.listener].limits;
-    let settings = Settings {
-        streams: limits.h2_streams,
-        stream_window: limits.h2_stream_window,
-        connection_window: limits.h2_connection_window,
-        send_buffer: limits.h2_send_buffer,
-        head: view.listeners[client.listener].limits.head,
-        local_resets: limits.h2_local_resets,
-        linger: limits.write_timeout,
-    };
+    let settings = settings(limits, view.listeners[client.listener].limits.head);
     let mut deadline = Deadline::default();
     let mut patience = Patience::new(&mut deadline);
     let preface = Wait::new(Reason::RequestTimeout, limits.handshake_timeout);
@@ -72,6 +73,32 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         if draining { patience.poll(cx, last_words, false).map(|_| ()) } else { Poll::Pending }
     })
     .await;
+    if connection.is_abused() {
+        client.abusive.set(true);
+        reject(worker, client.listener, Reason::H2Abuse);
+        streams.clear();
+        let farewell = Wait::new(Reason::H2Abuse, FAREWELL.min(limits.write_timeout));
+        // WHY: nobody is left to tell that the client did not take it.
+        let _ = patience.limit(farewell, poll_fn(|cx| connection.poll_close(cx))).await;
+    }
+}
+
+fn settings(limits: &Limits, head: HeadLimits) -> Settings {
+    Settings {
+        streams: limits.h2_streams,
+        stream_window: limits.h2_stream_window,
+        connection_window: limits.h2_connection_window,
+        send_buffer: limits.h2_send_buffer,
+        head,
+        local_resets: limits.h2_local_resets,
+        frames: FrameLimits {
+            resets: limits.h2_client_resets,
+            control_frames: limits.h2_control_frames,
+            continuation_frames: limits.h2_continuation_frames,
+            head_timeout: limits.head_timeout,
+        },
+        linger: limits.write_timeout,
+    }
 }
 
 /// Accepts streams and polls them until nothing moves, then sends what all of them had to say in as

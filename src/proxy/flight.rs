@@ -102,6 +102,7 @@ impl<'c> Flight<'c> {
     fn cause_of_drop(&self) -> Reason {
         match () {
             () if std::thread::panicking() => Reason::Internal,
+            () if self.client.abusive.get() => Reason::H2Abuse,
             () if self.worker.is_cutting() => Reason::Draining,
             () => Reason::ClientClosed,
         }
@@ -120,6 +121,8 @@ impl<'c> Flight<'c> {
             took,
         );
         match self.reason {
+            // Once for the connection, however many streams it had.
+            Some(Reason::H2Abuse) => {}
             Some(reason) if reason.is_rejection() => listener.cells.rejection(reason),
             Some(reason) if reason.is_error() => self.worker.shard.error(reason),
             Some(_) | None => {}

@@ -359,6 +359,8 @@ pub struct Client {
     pub listener: usize,
     pub peer: std::net::SocketAddr,
     pub tls: Option<TlsFacts>,
+    /// The connection is being ended for abuse: requests that are cut then are on record as such.
+    pub abusive: Cell<bool>,
 }
 
 #[derive(Debug)]

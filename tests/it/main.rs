@@ -12,6 +12,7 @@ mod bodies;
 mod config;
 mod docs;
 mod forwarding;
+mod h2_abuse;
 mod life;
 mod limits;
 mod observe;

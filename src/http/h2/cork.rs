@@ -5,7 +5,7 @@
 //! goes out when the connection's task has nothing more to add, or when a record is full.
 
 use std::{
-    cell::RefCell,
+    cell::{Ref, RefCell},
     io,
     pin::Pin,
     rc::Rc,
@@ -37,6 +37,11 @@ impl<T> Corked<T> {
 
     pub(super) fn handle(&self) -> Self {
         Corked(self.0.clone())
+    }
+
+    /// What is below.
+    pub(super) fn inner(&self) -> Ref<'_, T> {
+        Ref::map(self.0.borrow(), |state| &state.inner)
     }
 }
 

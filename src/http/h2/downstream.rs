@@ -16,9 +16,12 @@ use super::{
     cork::Corked,
     linger::Lingering,
     stream::{Incoming, Outgoing, io_error},
+    watch::{Flood, FrameLimits},
+    watched::Watched,
 };
 use crate::error::Reason;
 use crate::http::{
+    deadline::Deadline,
     exchange::{BodyError, Downstream, Exchange, Filled},
     fields::Fields,
     h1::{HeadLimits, head::Underscores},
@@ -37,6 +40,7 @@ pub struct Settings {
     pub head: HeadLimits,
     /// Resets that a client may provoke over the connection's life.
     pub local_resets: usize,
+    pub frames: FrameLimits,
     /// How long the client may take to read the last bytes.
     pub linger: std::time::Duration,
 }
@@ -44,9 +48,12 @@ pub struct Settings {
 /// A connection: streams come out of `poll_accept`, and everything is sent while it is polled.
 #[derive(Debug)]
 pub struct Connection {
-    inner: server::Connection<Corked<Lingering>, Bytes>,
-    cork: Corked<Lingering>,
+    inner: server::Connection<Corked<Watched<Lingering>>, Bytes>,
+    cork: Corked<Watched<Lingering>>,
     head: HeadLimits,
+    /// For a head that has begun.
+    head_deadline: Deadline,
+    abused: bool,
 }
 
 /// A stream that has a request head, or the reason to refuse it.
@@ -60,7 +67,8 @@ pub struct Accepted {
 impl Connection {
     /// Waits for the client's preface and exchanges settings.
     pub async fn handshake(transport: Transport, settings: &Settings) -> io::Result<Self> {
-        let cork = Corked::new(Lingering::new(transport, settings.linger));
+        let lingering = Lingering::new(transport, settings.linger);
+        let cork = Corked::new(Watched::new(lingering, settings.frames));
         let inner = server::Builder::new()
             .max_concurrent_streams(settings.streams)
             .initial_window_size(settings.stream_window)
@@ -68,20 +76,30 @@ impl Connection {
             .max_send_buffer_size(settings.send_buffer)
             .max_header_list_size(list_bytes(&settings.head))
             .max_local_error_reset_streams(Some(settings.local_resets))
+            // Its own count of resets would end a connection within our limit.
+            .max_pending_accept_reset_streams(settings.frames.resets)
             .handshake(cork.handle())
             .await
             .map_err(io_error)?;
-        Ok(Connection { inner, cork, head: settings.head })
+        let head_deadline = Deadline::default();
+        Ok(Connection { inner, cork, head: settings.head, head_deadline, abused: false })
     }
 
-    /// The next stream, or `None` when the connection is over; takes what its streams have to send
-    /// and keeps it for `poll_flush`.
+    /// The next stream, or `None` when the connection is over, or abused; takes what its streams
+    /// have to send and keeps it for `poll_flush`.
     pub fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
         new_head: impl FnOnce() -> Box<RequestHead>,
     ) -> Poll<Option<Accepted>> {
-        match ready!(self.inner.poll_accept(cx)) {
+        let accepted = self.inner.poll_accept(cx);
+        if let Some(flood) = self.poll_flood(cx) {
+            tracing::debug!("an HTTP/2 connection is ended for abuse: {flood:?}");
+            self.abused = true;
+            self.inner.abrupt_shutdown(Code::ENHANCE_YOUR_CALM);
+            return Poll::Ready(None);
+        }
+        match ready!(accepted) {
             Some(Ok((request, respond))) => {
                 let mut head = new_head();
                 let ended = request.body().is_end_stream();
@@ -91,10 +109,35 @@ impl Connection {
             }
             Some(Err(error)) => {
                 tracing::debug!("an HTTP/2 connection ended: {error}");
+                // What the h2 crate counts itself: resets that we are made to send, tiny DATA.
+                self.abused = error.is_go_away()
+                    && error.is_library()
+                    && error.reason() == Some(Code::ENHANCE_YOUR_CALM);
                 Poll::Ready(None)
             }
             None => Poll::Ready(None),
         }
+    }
+
+    /// What the client floods us with, or a head that it does not end in time.
+    fn poll_flood(&mut self, cx: &mut Context<'_>) -> Option<Flood> {
+        let watched = self.cork.inner();
+        match watched.head_deadline() {
+            Some(end) => self.head_deadline.set(end),
+            None => self.head_deadline.clear(),
+        }
+        let late = self.head_deadline.poll(cx).is_ready().then_some(Flood::UnfinishedHead);
+        watched.flood().or(late)
+    }
+
+    /// Whether the connection is over because of what the client sent too much of.
+    pub fn is_abused(&self) -> bool {
+        self.abused
+    }
+
+    /// Says why and closes, once the connection is abused.
+    pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.inner.poll_closed(cx).map(|_| ())
     }
 
     /// Sends what was taken; to be called each time before the connection's task waits.

@@ -9,3 +9,5 @@ pub mod downstream;
 mod linger;
 mod stream;
 pub mod upstream;
+pub mod watch;
+mod watched;
