@@ -197,6 +197,24 @@ fn ends_a_client_that_makes_us_reset() {
     assert_eq!(abused(&engine), 1);
 }
 
+/// Whether the h2 crate finds what is wrong, or we do.
+#[test]
+fn closes_on_a_client_that_never_stops() {
+    let backend = Backend::saying("never");
+    let engine = Engine::new(backend.address);
+    let ping = frame(PING, 0, 0, &[0; 8]).repeat(1000);
+    for first in [frame(DATA, 0, 1, b"idle stream"), ping.clone()] {
+        let mut client = RawH2::connect(engine.tls);
+        let start = Instant::now();
+        client.send_bytes(&first);
+        while client.send_bytes(&ping) {
+            assert!(start.elapsed() < Duration::from_secs(2), "nobody closes");
+        }
+    }
+    engine.settled();
+    assert_eq!(backend.connections(), 0);
+}
+
 #[test]
 fn leaves_a_download_alone_that_gives_its_window_back_in_small_pieces() {
     const SIZE: usize = 32 << 20;

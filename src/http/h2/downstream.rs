@@ -67,7 +67,7 @@ pub struct Accepted {
 impl Connection {
     /// Waits for the client's preface and exchanges settings.
     pub async fn handshake(transport: Transport, settings: &Settings) -> io::Result<Self> {
-        let lingering = Lingering::new(transport, settings.linger);
+        let lingering = Lingering::new(transport, settings.linger, settings.connection_window);
         let cork = Corked::new(Watched::new(lingering, settings.frames));
         let inner = server::Builder::new()
             .max_concurrent_streams(settings.streams)

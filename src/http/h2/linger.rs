@@ -21,20 +21,28 @@ use crate::http::{deadline::Deadline, transport::Transport};
 /// How long a client may be silent before it is taken for one that has nothing more to say.
 const SILENCE: Duration = Duration::from_secs(1);
 
+/// What a client may say after our last word besides the bodies that it is sending: 80,000
+/// WINDOW_UPDATE. One that says more doesn't listen.
+const LAST_WORDS: usize = 1024 * 1024;
+
 /// A transport whose shutdown waits until the client has closed too.
 #[derive(Debug)]
 pub(super) struct Lingering {
     transport: Transport,
     /// For the whole wait.
     limit: Duration,
+    /// What may still be read of the client.
+    left: usize,
     /// When it ends at the latest, once our half is closed.
     end: Option<Instant>,
     silence: Deadline,
 }
 
 impl Lingering {
-    pub(super) fn new(transport: Transport, limit: Duration) -> Self {
-        Lingering { transport, limit, end: None, silence: Deadline::default() }
+    /// `window` is what the client may be sending when the connection ends.
+    pub(super) fn new(transport: Transport, limit: Duration, window: u32) -> Self {
+        let left = LAST_WORDS + window as usize;
+        Lingering { transport, limit, left, end: None, silence: Deadline::default() }
     }
 
     /// Reads until the client closes, is silent or has said enough.
@@ -43,7 +51,10 @@ impl Lingering {
         loop {
             let mut buffer = ReadBuf::new(&mut room);
             match Pin::new(&mut self.transport).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() && Instant::now() < end => {
+                Poll::Ready(Ok(()))
+                    if (1..self.left).contains(&buffer.filled().len()) && Instant::now() < end =>
+                {
+                    self.left -= buffer.filled().len();
                     self.silence.set((Instant::now() + SILENCE).min(end));
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
