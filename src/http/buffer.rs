@@ -305,7 +305,7 @@ mod tests {
         let mut buffer = ReadBuffer::default();
         let mut expected = Vec::new();
         for size in [1, SMALL_BLOCK, SEALED_BLOCK, LARGE_BLOCK, 7] {
-            let piece: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            let piece: Vec<u8> = (0..=250).cycle().take(size).collect();
             buffer.append(&piece);
             expected.extend_from_slice(&piece);
             assert_eq!(buffer.data(), expected);

@@ -508,9 +508,9 @@ mod tests {
 
     #[tokio::test]
     async fn refuses_what_is_not_tls_with_an_alert() {
-        for garbage in [&b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..], &[0; 64 * 1024], &[0x16; 64 * 1024]] {
+        let clear_text = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec();
+        for garbage in [clear_text, vec![0; 64 * 1024], vec![0x16; 64 * 1024]] {
             let (ours, mut theirs) = sockets().await;
-            let garbage = garbage.to_vec();
             let sends = async {
                 let _ = theirs.write_all(&garbage).await;
                 let mut alert = [0; 2];
@@ -563,13 +563,8 @@ mod tests {
                 let mut words = Vec::new();
                 let result = ours.read_to_end(&mut words).await;
                 assert_eq!(words, b"words");
-                assert_eq!(
-                    result.map_err(|error| error.kind()),
-                    match clean {
-                        true => Ok(5),
-                        false => Err(io::ErrorKind::UnexpectedEof),
-                    }
-                );
+                let expected = if clean { Ok(5) } else { Err(io::ErrorKind::UnexpectedEof) };
+                assert_eq!(result.map_err(|error| error.kind()), expected);
             }
         }
     }
@@ -604,7 +599,7 @@ mod tests {
         const TOTAL: usize = 3 << 20;
         for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
             let (mut ours, theirs) = pair(version).await;
-            let text: Vec<u8> = (0..TOTAL).map(|at| (at % 253) as u8).collect();
+            let text: Vec<u8> = (0..=252).cycle().take(TOTAL).collect();
             let (mut back, mut forth) = tokio::io::split(theirs);
             let sent = text.clone();
             let sends = tokio::spawn(async move {
