@@ -3,13 +3,12 @@
 use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::{net::TcpStream, time::Instant};
-use tokio_rustls::server::TlsStream;
 
 use super::{admission::Admitted, h1, h2, tls};
 use crate::{
-    http::transport::Transport,
+    http::{tls_stream::TlsStream, transport::Transport},
     observe::ListenerCells,
-    proxy::worker::{Client, Seat, Worker},
+    proxy::worker::{Client, Seat, TlsFacts, Worker},
 };
 
 /// A connection as it was accepted.
@@ -61,10 +60,11 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
     let Some(acceptor) = acceptor else {
         return h1::serve(&worker, &client, Transport::Tcp(arrival.stream)).await;
     };
-    let Some(stream) = handshake(&worker, arrival.listener, &acceptor, arrival.stream).await else { return };
-    client.tls = Some(tls::facts(&stream));
+    let accepted = handshake(&worker, arrival.listener, &acceptor, arrival.stream).await;
+    let Some((stream, facts)) = accepted else { return };
+    client.tls = Some(facts);
     let chose_h2 = tls::is_h2(&stream);
-    let transport = Transport::Tls(Box::new((*stream).into()));
+    let transport = Transport::DownstreamTls(stream);
     if chose_h2 {
         Box::pin(h2::serve(&worker, &client, transport)).await;
     } else {
@@ -78,7 +78,7 @@ async fn handshake(
     listener: usize,
     acceptor: &tls::Acceptor,
     stream: TcpStream,
-) -> Option<Box<TlsStream<TcpStream>>> {
+) -> Option<(Box<TlsStream>, TlsFacts)> {
     let view = worker.view();
     let limits = &view.config.listeners[listener].limits;
     let cells = &view.listeners[listener].cells;
@@ -91,14 +91,14 @@ async fn handshake(
         acceptor.accept(stream).await
     });
     let result = tokio::time::timeout(limits.handshake_timeout, handshake).await;
-    let (outcome, stream) = match result {
-        Ok(Ok(stream)) => ("ok", Some(Box::new(stream))),
+    let (outcome, accepted) = match result {
+        Ok(Ok(accepted)) => ("ok", Some(accepted)),
         Ok(Err(error)) => (tls::failure(&error), None),
         Err(_) if begun => ("timeout", None),
         Err(_) => ("overloaded", None),
     };
     cells.handshake(outcome, start.elapsed());
-    stream
+    accepted
 }
 
 #[cfg(test)]

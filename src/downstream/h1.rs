@@ -40,11 +40,12 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         patience.tell(now);
         match next_request(worker, client, &mut connection, &mut patience).await {
             Ok(length) => {
-                now = one_request(worker, client, &mut connection, length, &mut patience).await;
+                // Boxed, like the next: a connection that idles should not keep room for a request.
+                now = Box::pin(one_request(worker, client, &mut connection, length, &mut patience)).await;
             }
             Err(NoRequest::Closed) => break,
             Err(NoRequest::Refused(reason)) => {
-                refuse(worker, client, &mut connection, reason, &mut patience).await;
+                Box::pin(refuse(worker, client, &mut connection, reason, &mut patience)).await;
             }
         }
         if !connection.may_continue() {

@@ -1,6 +1,6 @@
 //! TLS towards the clients: which certificate, which settings, and what a failed handshake means.
 
-use std::{collections::HashMap, io, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, future::poll_fn, io, sync::Arc};
 
 pub use rustls::Error as SetupError;
 use rustls::{
@@ -10,10 +10,10 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
     config::{ListenerTls, TlsVersion},
+    http::tls_stream::TlsStream,
     proxy::worker::TlsFacts,
 };
 
@@ -23,9 +23,26 @@ pub struct Acceptor(Arc<ServerConfig>);
 
 impl Acceptor {
     /// Runs a handshake; the caller sets the deadline.
-    pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        TlsAcceptor::from(self.0.clone()).accept(stream).await
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<(Box<TlsStream>, TlsFacts)> {
+        let mut stream = Box::new(TlsStream::new(self.0.clone(), stream)?);
+        let mut sni = None;
+        poll_fn(|cx| {
+            let result = stream.poll_handshake(cx);
+            if let Some(name) = ASKED_NAME.take() {
+                sni = Some(name);
+            }
+            result
+        })
+        .await?;
+        let facts = facts(&stream, sni);
+        Ok((stream, facts))
     }
+}
+
+thread_local! {
+    /// The name that a client hello asked for, from the certificate's choice to the end of the same
+    /// poll: the session itself does not tell.
+    static ASKED_NAME: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// A listener's certificates by the names they are for.
@@ -106,28 +123,29 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        ASKED_NAME.set(hello.server_name().map(str::to_owned));
         let found = hello.server_name().and_then(|name| self.find(name));
         found.or(self.default.as_ref()).cloned()
     }
 }
 
 /// What the access log says of a connection.
-pub fn facts(stream: &TlsStream<TcpStream>) -> TlsFacts {
-    let session = stream.get_ref().1;
+fn facts(stream: &TlsStream, sni: Option<String>) -> TlsFacts {
+    let session = stream.session();
     TlsFacts {
         version: match session.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
             _ => "TLSv1.2",
         },
         cipher: session.negotiated_cipher_suite().map_or("", |suite| cipher_name(suite.suite())),
-        sni: session.server_name().map(str::to_owned),
+        sni,
         resumed: session.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
     }
 }
 
 /// Whether the client chose HTTP/2.
-pub fn is_h2(stream: &TlsStream<TcpStream>) -> bool {
-    stream.get_ref().1.alpn_protocol() == Some(b"h2")
+pub fn is_h2(stream: &TlsStream) -> bool {
+    stream.session().alpn_protocol() == Some(b"h2")
 }
 
 fn cipher_name(suite: CipherSuite) -> &'static str {

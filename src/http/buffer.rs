@@ -16,6 +16,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub const SMALL_BLOCK: usize = 16 * 1024;
 /// Bulk: fewer, larger reads (a download costs 15–25 % less than with small blocks).
 pub const LARGE_BLOCK: usize = 128 * 1024;
+/// Four full TLS records with what sealing adds: fewer, larger writes.
+pub const SEALED_BLOCK: usize = 4 * (16 * 1024 + 128);
 /// Idle blocks kept for each size and worker.
 const KEPT_BLOCKS: usize = 64;
 
@@ -23,6 +25,7 @@ const KEPT_BLOCKS: usize = 64;
 struct FreeList {
     small: Vec<Box<[u8]>>,
     large: Vec<Box<[u8]>>,
+    sealed: Vec<Box<[u8]>>,
     write: Vec<Vec<u8>>,
 }
 
@@ -36,7 +39,8 @@ pub struct ReadBuffer {
     block: Box<[u8]>,
     start: usize,
     end: usize,
-    /// The last read filled the block: the next empty moment takes a large one.
+    /// The last read filled the block, or a small one would not have done: the next empty moment
+    /// takes a large one.
     bulk: bool,
 }
 
@@ -75,9 +79,36 @@ impl ReadBuffer {
             self.release_if_empty();
         }
         ready!(result)?;
-        self.bulk = full;
+        self.bulk = full || count >= SMALL_BLOCK;
         self.end += count;
         Poll::Ready(Ok(count))
+    }
+
+    /// The unread bytes, to work on in place.
+    pub fn data_mut(&mut self) -> &mut [u8] {
+        &mut self.block[self.start..self.end]
+    }
+
+    /// At least `wanted` bytes of room behind the unread ones; `extend` says how many were used.
+    pub fn room(&mut self, wanted: usize) -> &mut [u8] {
+        if self.block.len() - self.end < wanted {
+            let held = self.end - self.start;
+            let sizes = [SMALL_BLOCK, SEALED_BLOCK, LARGE_BLOCK];
+            let size = sizes.into_iter().find(|size| *size >= held + wanted);
+            self.move_to(size.unwrap_or(held + wanted));
+        }
+        &mut self.block[self.end..]
+    }
+
+    /// Counts `count` bytes of `room` as unread.
+    pub fn extend(&mut self, count: usize) {
+        self.end += count;
+        debug_assert!(self.end <= self.block.len());
+    }
+
+    pub fn append(&mut self, bytes: &[u8]) {
+        self.room(bytes.len())[..bytes.len()].copy_from_slice(bytes);
+        self.extend(bytes.len());
     }
 
     /// Gives the block back to the worker where no byte is in it.
@@ -96,16 +127,26 @@ impl ReadBuffer {
                 give(std::mem::replace(&mut self.block, take(wanted)));
             }
         } else if self.end == self.block.len() {
-            if self.start > 0 {
+            if self.start == 0 {
+                self.move_to(self.block.len() * 2);
+            } else if self.bulk && self.block.len() < LARGE_BLOCK {
+                self.move_to(LARGE_BLOCK);
+            } else {
                 self.block.copy_within(self.start..self.end, 0);
                 self.end -= self.start;
                 self.start = 0;
-            } else {
-                let mut larger = vec![0; self.block.len() * 2].into_boxed_slice();
-                larger[..self.end].copy_from_slice(&self.block);
-                give(std::mem::replace(&mut self.block, larger));
             }
         }
+    }
+
+    /// Takes another block that has room for the unread bytes.
+    fn move_to(&mut self, size: usize) {
+        let mut block = take(size);
+        let held = self.end - self.start;
+        block[..held].copy_from_slice(self.data());
+        give(std::mem::replace(&mut self.block, block));
+        self.start = 0;
+        self.end = held;
     }
 }
 
@@ -185,7 +226,9 @@ impl Drop for WriteBuffer {
 fn take(size: usize) -> Box<[u8]> {
     let kept = FREE.with_borrow_mut(|free| match size {
         SMALL_BLOCK => free.small.pop(),
-        _ => free.large.pop(),
+        SEALED_BLOCK => free.sealed.pop(),
+        LARGE_BLOCK => free.large.pop(),
+        _ => None,
     });
     kept.unwrap_or_else(|| vec![0; size].into_boxed_slice())
 }
@@ -199,6 +242,7 @@ fn give(block: Box<[u8]>) {
         let free = &mut *free.borrow_mut();
         let list = match block.len() {
             SMALL_BLOCK => &mut free.small,
+            SEALED_BLOCK => &mut free.sealed,
             LARGE_BLOCK => &mut free.large,
             _ => return,
         };
@@ -237,13 +281,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn moves_the_rest_to_the_front_before_it_grows() {
+    async fn takes_the_rest_along_to_a_large_block() {
         let mut buffer = ReadBuffer::default();
         read(&mut buffer, &vec![b'x'; SMALL_BLOCK]).await;
         buffer.consume(SMALL_BLOCK - 10);
         read(&mut buffer, b"y").await;
         assert_eq!(buffer.data(), b"xxxxxxxxxxy");
-        assert_eq!(buffer.block.len(), SMALL_BLOCK);
+        assert_eq!(buffer.block.len(), LARGE_BLOCK);
+    }
+
+    #[tokio::test]
+    async fn moves_the_rest_to_the_front_before_it_grows() {
+        let mut buffer = ReadBuffer::default();
+        buffer.append(&vec![b'x'; LARGE_BLOCK]);
+        buffer.consume(LARGE_BLOCK - 10);
+        read(&mut buffer, b"y").await;
+        assert_eq!(buffer.data(), b"xxxxxxxxxxy");
+        assert_eq!(buffer.block.len(), LARGE_BLOCK);
+    }
+
+    #[test]
+    fn makes_room_without_losing_a_byte() {
+        let mut buffer = ReadBuffer::default();
+        let mut expected = Vec::new();
+        for size in [1, SMALL_BLOCK, SEALED_BLOCK, LARGE_BLOCK, 7] {
+            let piece: Vec<u8> = (0..=250).cycle().take(size).collect();
+            buffer.append(&piece);
+            expected.extend_from_slice(&piece);
+            assert_eq!(buffer.data(), expected);
+        }
     }
 
     #[tokio::test]

@@ -10,4 +10,5 @@ pub mod message;
 pub mod plain;
 pub mod probe_client;
 pub mod target;
+pub mod tls_stream;
 pub mod transport;

@@ -10,20 +10,25 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::TlsStream;
+use tokio_rustls::client;
+
+use super::tls_stream::TlsStream;
 
 #[derive(Debug)]
 pub enum Transport {
     Tcp(TcpStream),
-    /// Boxed: a TLS session is over a kilobyte, a clear-text connection should not pay for it.
-    Tls(Box<TlsStream<TcpStream>>),
+    /// Boxed, like the next: a TLS session is over a kilobyte, a clear-text connection should not
+    /// pay for it.
+    DownstreamTls(Box<TlsStream>),
+    UpstreamTls(Box<client::TlsStream<TcpStream>>),
 }
 
 impl Transport {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Transport::Tcp(stream) => stream,
-            Transport::Tls(stream) => stream.get_ref().0,
+            Transport::UpstreamTls(stream) => stream.get_ref().0,
+            Transport::DownstreamTls(stream) => stream.tcp(),
         }
     }
 }
@@ -36,7 +41,8 @@ impl AsyncRead for Transport {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
+            Transport::DownstreamTls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
+            Transport::UpstreamTls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
         }
     }
 }
@@ -45,7 +51,8 @@ impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
+            Transport::DownstreamTls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
+            Transport::UpstreamTls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
         }
     }
 
@@ -56,7 +63,8 @@ impl AsyncWrite for Transport {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, parts),
+            Transport::DownstreamTls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, parts),
+            Transport::UpstreamTls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, parts),
         }
     }
 
@@ -67,14 +75,16 @@ impl AsyncWrite for Transport {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Transport::DownstreamTls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Transport::UpstreamTls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Transport::DownstreamTls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Transport::UpstreamTls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
     }
 }

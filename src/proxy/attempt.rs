@@ -135,7 +135,7 @@ async fn open(target: Target<'_>) -> Result<Transport, Failed> {
     let cluster = &target.cluster.cluster;
     match connect(cluster, &cluster.backends[target.index]).await {
         Ok(Connected::Tcp(stream)) => Ok(Transport::Tcp(stream)),
-        Ok(Connected::Tls(stream)) => Ok(Transport::Tls(Box::new((*stream).into()))),
+        Ok(Connected::Tls(stream)) => Ok(Transport::UpstreamTls(stream)),
         Err(error) => {
             tracing::debug!("cluster {}: {error}", cluster.name());
             Err(Failed::unsent(error.reason))

@@ -50,18 +50,18 @@ const HOMES: [(&str, &[&str]); 33] = [
     ("prometheus", &["observe/metrics/"]),
     ("rcgen", &["demo.rs"]),
     // The types of certificates and keys are in the resolved configuration.
-    ("rustls", &["config/mod.rs", "config/pem.rs", "downstream/tls.rs", "upstream/tls.rs"]),
+    (
+        "rustls",
+        &["config/mod.rs", "config/pem.rs", "downstream/tls.rs", "http/tls_stream.rs", "upstream/tls.rs"],
+    ),
     ("rustls_native_certs", &["upstream/tls.rs"]),
     ("rustls_pemfile", &["config/pem.rs"]),
     ("serde", &["admin/", "config/"]),
     ("serde_json", &["admin/", "observe/"]),
     ("socket2", &["app/bind.rs"]),
     ("tokio", &[]),
-    // `connection.rs` hands the stream from its handshake to its transport.
-    (
-        "tokio_rustls",
-        &["downstream/connection.rs", "downstream/tls.rs", "http/transport.rs", "upstream/tls.rs"],
-    ),
+    // Towards backends only.
+    ("tokio_rustls", &["http/transport.rs", "upstream/tls.rs"]),
     ("toml", &["config/"]),
     ("tracing", &[]),
     ("tracing_subscriber", &["observe/program_log.rs"]),
