@@ -507,6 +507,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn joins_a_hello_that_comes_in_many_records() {
+        let (keys, (ours, theirs)) = (keys(&rustls::version::TLS13), sockets().await);
+        let mut config = (*keys.client).clone();
+        config.max_fragment_size = Some(64);
+        let name = ServerName::try_from("localhost").unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        let (ours, theirs) = tokio::join!(accept(keys.server, ours), connector.connect(name, theirs));
+        ours.unwrap().write_all(b"hello").await.unwrap();
+        theirs.unwrap().read_exact(&mut [0; 5]).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn refuses_what_is_not_tls_with_an_alert() {
         let clear_text = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec();
         for garbage in [clear_text, vec![0; 64 * 1024], vec![0x16; 64 * 1024]] {
