@@ -75,7 +75,7 @@ pub(super) fn start(plan: Plan) -> io::Result<JoinHandle<()>> {
 async fn run(plan: Plan) {
     let Plan { index, config, clusters, doors, shard, log, mut phase } = plan;
     let view = View::new(&config, &clusters, &shard, fastrand::u64(..));
-    let worker = Rc::new(Worker::new(index, view, shard, log));
+    let worker = Rc::new(Worker::new(view, shard, log));
     for door in doors {
         if let Err(error) = open(&worker, door) {
             tracing::error!("worker {index} can't listen: {error}");

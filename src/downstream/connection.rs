@@ -121,7 +121,7 @@ mod tests {
         let metrics = Metrics::new(1);
         let log = AccessLog::start(&config.log, &metrics).unwrap();
         let view = View::new(&Arc::new(config), &[], &metrics.shard(0), 0);
-        let worker = Rc::new(Worker::new(0, view, metrics.shard(0), log.writer()));
+        let worker = Rc::new(Worker::new(view, metrics.shard(0), log.writer()));
         let _another = Counted::new(&worker, 0);
         let tasks = tokio::task::LocalSet::new();
         let panicking = worker.clone();

@@ -34,7 +34,6 @@ const KEPT_HEAD_BYTES: usize = 16 * 1024;
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
 pub struct Worker {
-    pub index: usize,
     pub shard: Shard,
     view: RefCell<Rc<View>>,
     log: RefCell<LogWriter>,
@@ -106,9 +105,8 @@ pub struct BackendView {
 }
 
 impl Worker {
-    pub fn new(index: usize, view: View, shard: Shard, log: LogWriter) -> Self {
+    pub fn new(view: View, shard: Shard, log: LogWriter) -> Self {
         Worker {
-            index,
             shard,
             view: RefCell::new(Rc::new(view)),
             log: RefCell::new(log),
@@ -218,11 +216,6 @@ impl Worker {
         let mut connections = self.connections.borrow_mut();
         connections.empty = Some(waker.clone());
         connections.count() == 0
-    }
-
-    /// Downstream connections that are open.
-    pub fn connections(&self) -> usize {
-        self.connections.borrow().count()
     }
 }
 

@@ -121,7 +121,8 @@ impl Pool {
     }
 
     /// Connections that wait for a request.
-    pub fn idle(&self) -> usize {
+    #[cfg(test)]
+    fn idle(&self) -> usize {
         self.idle.len()
     }
 }
