@@ -73,7 +73,7 @@ fn pool(criterion: &mut Criterion) {
     pool.give(Lease::new(connection, Open::count(cells, Duration::ZERO)), now, 1);
     criterion.bench_function("pool/take and give", |bencher| {
         bencher.iter(|| {
-            let lease = pool.take(now, Duration::from_secs(60)).expect("the idle connection");
+            let lease = pool.take(now, Duration::from_mins(1)).expect("the idle connection");
             pool.give(lease, now, 1);
         });
     });

@@ -266,10 +266,10 @@ fn cluster(name: At<String>, mut table: Table<'_>) -> WrittenCluster {
         tls: cluster_tls(&mut table),
         health: health::read(&mut table),
         connect_timeout: At::or(table.optional("connect_timeout", duration), Duration::from_secs(3)),
-        response_timeout: At::or(table.optional("response_timeout", duration), Duration::from_secs(60)),
+        response_timeout: At::or(table.optional("response_timeout", duration), Duration::from_mins(1)),
         response_idle_timeout: At::or(
             table.optional("response_idle_timeout", duration),
-            Duration::from_secs(300),
+            Duration::from_mins(5),
         ),
         idle_timeout: At::or(table.optional("idle_timeout", duration), Duration::from_secs(50)),
         idle_connections: At::or(table.optional("idle_connections", number(0..=100_000)), 128),

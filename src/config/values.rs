@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The longest duration that is accepted; far from every overflow.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 /// Why a value can't be what its key needs.
 #[derive(Debug, Clone, PartialEq, Eq)]

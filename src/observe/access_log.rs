@@ -280,7 +280,7 @@ mod tests {
     use super::*;
     use crate::observe::Protocol;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     fn record(request_id: &str) -> Record<'_> {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);

@@ -47,7 +47,7 @@ pub(super) async fn connect_port(
 ) -> Result<Connected, ConnectError> {
     // A limit too far off for the clock is no limit; a year stands for it.
     let now = Instant::now();
-    let deadline = now.checked_add(limit).unwrap_or(now + Duration::from_secs(365 * 86_400));
+    let deadline = now.checked_add(limit).unwrap_or(now + Duration::from_hours(365 * 24));
     let result = open(backend, port, deadline).await.map_err(|failure| failure.explain(backend, port, limit));
     if result.is_err() {
         backend.distrust_addresses();

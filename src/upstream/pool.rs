@@ -149,7 +149,7 @@ mod tests {
         observe::Metrics,
     };
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     /// A backend's listening socket, and leases on connections to it.
     struct Peer {

@@ -188,7 +188,7 @@ fn unexpected_status(found: StatusCode, expected: &[RangeInclusive<u16>]) -> Str
 
 /// A moment that far away, or one a year away where the clock does not reach so far.
 fn after(start: Instant, delay: Duration) -> Instant {
-    start.checked_add(delay).unwrap_or(start + Duration::from_secs(365 * 86_400))
+    start.checked_add(delay).unwrap_or(start + Duration::from_hours(365 * 24))
 }
 
 fn log_transition(cluster: &Cluster, backend: &Backend, transition: Transition, detail: &str) {

@@ -14,7 +14,7 @@ use crate::observe::Throttle;
 /// Between two tries on a descriptor that somebody else has made non-blocking.
 const RETRY_AFTER: Duration = Duration::from_millis(10);
 /// Between two complaints about a sink that fails.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+const COMPLAIN_EVERY: Duration = Duration::from_mins(1);
 
 /// Where the lines go.
 #[derive(Debug)]
