@@ -58,6 +58,14 @@ pub fn parse(name: &str, text: &str, base: &Path) -> Result<(Config, Diagnostics
     }
 }
 
+/// Reads a network such as `10.0.0.0/8`, or one address.
+///
+/// # Errors
+/// What was expected, in words.
+pub fn network_of(text: &str) -> Result<ipnet::IpNet, String> {
+    networks::parse_network(text).map_err(|meant| networks::complaint(text, meant))
+}
+
 /// A whole configuration, resolved: names looked up, files read, defaults filled in.
 #[derive(Debug)]
 pub struct Config {
