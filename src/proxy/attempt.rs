@@ -212,7 +212,7 @@ fn h2_head(flight: &Flight<'_>, tls: bool, fallback: &str) -> Result<h2::upstrea
     if let BodyLength::Exact(length) = flight.head.body {
         fields.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    let authority = forward::authority(flight.head);
+    let authority = flight.head.authority();
     let authority = if authority.is_empty() { fallback } else { &authority };
     let target = if flight.head.target == "*" { "/" } else { &flight.head.target };
     let uri = Uri::builder()

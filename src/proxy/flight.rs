@@ -1,6 +1,6 @@
 //! One request from its head to its record: what is known of it, written down when it ends.
 
-use std::{net::IpAddr, rc::Rc, time::Duration};
+use std::{borrow::Cow, rc::Rc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -27,7 +27,8 @@ pub struct Flight<'c> {
     pub head: &'c mut RequestHead,
     /// The head was refused: what is in it is not to be believed.
     pub unparsed: bool,
-    pub client_ip: IpAddr,
+    /// The peer, or whom a trusted peer names.
+    pub client_ip: Cow<'c, str>,
     /// The peer is one of `trusted_proxies`.
     pub trusted: bool,
     pub request_id: [u8; 32],
@@ -49,13 +50,12 @@ impl<'c> Flight<'c> {
     pub fn new(worker: &'c Worker, client: &'c Client, head: &'c mut RequestHead, started: Instant) -> Self {
         let view = worker.view();
         let networks = &view.config.listeners[client.listener].trusted_proxies;
-        let peer = client.ip();
-        let trusted = !networks.is_empty() && client::is_trusted(networks, peer);
+        let trusted = !networks.is_empty() && client::is_trusted(networks, client.ip);
         let client_ip = if trusted {
             let values: Vec<&[u8]> = head.fields.all(FieldId::XForwardedFor).collect();
-            client::forwarded_for(values.into_iter(), networks, peer)
+            client::forwarded_for(values.into_iter(), networks, client.ip).to_string().into()
         } else {
-            peer
+            Cow::Borrowed(&*client.ip_text)
         };
         view.listeners[client.listener].cells.request_started();
         Flight {
@@ -136,8 +136,8 @@ impl<'c> Flight<'c> {
         let record = Record {
             time: self.worker.wall_clock(self.started),
             listener: &self.listener().name,
-            client_ip: self.client_ip,
-            peer: self.client.peer,
+            client_ip: &self.client_ip,
+            peer: &self.client.peer_text,
             protocol: self.protocol(),
             tls: self.client.tls.as_ref().map(|tls| TlsInfo {
                 version: tls.version,
