@@ -16,7 +16,7 @@ use crate::{
     error::Reason,
     http::{
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
-        message::RequestHead,
+        message::{RequestHead, ResponseHead},
     },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
     proxy::route::RouteTable,
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Request heads kept for reuse, and how large one may have grown.
+/// Heads of each kind kept for reuse, and how large one may have grown.
 const KEPT_HEADS: usize = 128;
 const KEPT_HEAD_BYTES: usize = 16 * 1024;
 
@@ -45,6 +45,7 @@ pub struct Worker {
     /// Request heads that no request uses; idle connections hold none.
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
+    responses: RefCell<Vec<ResponseHead>>,
     /// The same moment on both clocks.
     clocks: Cell<(Instant, SystemTime)>,
 }
@@ -116,6 +117,7 @@ impl Worker {
             cutting: Cell::new(false),
             connections: RefCell::default(),
             heads: RefCell::default(),
+            responses: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
@@ -145,6 +147,19 @@ impl Worker {
         if heads.len() < KEPT_HEADS && head.capacity() <= KEPT_HEAD_BYTES {
             head.clear();
             heads.push(head);
+        }
+    }
+
+    /// The same for the head of a response.
+    pub fn take_response(&self) -> ResponseHead {
+        self.responses.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_response(&self, mut head: ResponseHead) {
+        let mut responses = self.responses.borrow_mut();
+        if responses.len() < KEPT_HEADS && head.fields.capacity() <= KEPT_HEAD_BYTES {
+            head.clear();
+            responses.push(head);
         }
     }
 
