@@ -2,7 +2,6 @@
 
 use std::{
     hint::black_box,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -20,12 +19,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const WRITERS: usize = 3;
 
 fn record() -> Record<'static> {
-    let ip = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
     Record {
         time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_785_587_696_789),
         listener: "0.0.0.0:443",
-        client_ip: ip,
-        peer: SocketAddr::new(ip, 50_001),
+        client_ip: "203.0.113.7",
+        peer: "203.0.113.7:50001",
         protocol: Protocol::Http1,
         tls: Some(TlsInfo {
             version: "TLSv1.3",

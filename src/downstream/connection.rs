@@ -1,6 +1,6 @@
 //! One downstream connection from accept to close.
 
-use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::{net::TcpStream, time::Instant};
 
@@ -55,8 +55,7 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
     .await;
     // WHY: fails only on a socket that is already dead, and the next read says so.
     let _ = arrival.stream.set_nodelay(true);
-    let mut client =
-        Client { listener: arrival.listener, peer: arrival.peer, tls: None, abusive: Cell::new(false) };
+    let mut client = Client::new(arrival.listener, arrival.peer);
     let Some(acceptor) = acceptor else {
         return h1::serve(&worker, &client, Transport::Tcp(arrival.stream)).await;
     };

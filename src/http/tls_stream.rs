@@ -112,6 +112,14 @@ impl TlsStream {
         }
     }
 
+    /// Ready when a read may find something.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.opened.is_empty() && self.incoming.is_empty() && !self.peer_closed && !self.failed {
+            return self.socket.poll_read_ready(cx).map(|_| ());
+        }
+        Poll::Ready(())
+    }
+
     /// Has the session go through what has arrived, to the next record with data or to its end;
     /// what it has to say itself goes to `outgoing`.
     fn step(

@@ -24,6 +24,16 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// Ready when a read may find something. Cheaper than a read, for where it will mostly not.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Transport::Tcp(stream) => stream.poll_read_ready(cx).map(|_| ()),
+            Transport::DownstreamTls(stream) => stream.poll_readable(cx),
+            // What the TLS library holds back can't be asked for.
+            Transport::UpstreamTls(_) => Poll::Ready(()),
+        }
+    }
+
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Transport::Tcp(stream) => stream,

@@ -111,11 +111,14 @@ async fn over_http1<D: Downstream>(
     lease.connection.send_request(&head.method, &head.target, head.body, |out| {
         forward::write_http1(flight, &config.backends[target.index].address, out);
     });
-    let mut response = ResponseHead::default();
+    let mut response = flight.worker.take_response();
     let result = exchange(flight, (down, patience), (&mut lease.connection, config), counted, &mut response);
-    match result.await {
+    let result = result.await;
+    let reusable = response.keep_alive;
+    flight.worker.give_response(response);
+    match result {
         Ok(done) => {
-            if done.complete && response.keep_alive {
+            if done.complete && reusable {
                 target.backend.pool.borrow_mut().give(lease, done.ended, config.idle_connections);
             }
             Ok(())
@@ -212,7 +215,7 @@ fn h2_head(flight: &Flight<'_>, tls: bool, fallback: &str) -> Result<h2::upstrea
     if let BodyLength::Exact(length) = flight.head.body {
         fields.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    let authority = forward::authority(flight.head);
+    let authority = flight.head.authority();
     let authority = if authority.is_empty() { fallback } else { &authority };
     let target = if flight.head.target == "*" { "/" } else { &flight.head.target };
     let uri = Uri::builder()
@@ -248,7 +251,7 @@ async fn exchange<D: Downstream, U: Respond>(
     if !fits(flight.head, response) {
         return Err(Failed::refused(Reason::UpstreamBadResponse));
     }
-    response.fields.remove(b"x-portcullis-reason");
+    response.fields.retain(|id, _| id != FieldId::XPortcullisReason);
     let result = respond(flight, &mut relay, response).await;
     (flight.bytes_in, flight.bytes_out) = (relay.bytes_in(), relay.bytes_out());
     let complete = relay.upload_complete() && response.status != StatusCode::SWITCHING_PROTOCOLS;

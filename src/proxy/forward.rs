@@ -3,8 +3,6 @@
 //! Hop-by-hop fields are gone already (the codecs drop them, RFC 9110 §7.6.1) and framing is
 //! written anew by the codec that sends.
 
-use std::fmt::Write;
-
 use super::flight::Flight;
 use crate::http::{
     fields::FieldId,
@@ -68,7 +66,7 @@ fn ours(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
     if !vouched(FieldId::XForwardedHost) && !flight.head.host.is_empty() {
         match flight.head.port {
             None => each("x-forwarded-host", flight.head.host.as_bytes()),
-            Some(_) => each("x-forwarded-host", authority(flight.head).as_bytes()),
+            Some(_) => each("x-forwarded-host", flight.head.authority().as_bytes()),
         }
     }
     each(
@@ -86,27 +84,20 @@ fn ours(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
 
 /// The peer's address, behind those that a trusted peer vouches for.
 fn forwarded_for(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
-    let mut chain = String::with_capacity(48);
-    if flight.trusted {
-        for value in flight.head.fields.all(FieldId::XForwardedFor) {
-            chain.push_str(&String::from_utf8_lossy(value));
-            chain.push_str(", ");
-        }
+    let peer = flight.client.ip_text.as_bytes();
+    if !flight.trusted {
+        return each("x-forwarded-for", peer);
     }
-    // WHY: writing to a string can't fail.
-    let _ = write!(chain, "{}", flight.client.ip());
-    each("x-forwarded-for", chain.as_bytes());
+    let mut chain = Vec::with_capacity(48);
+    for value in flight.head.fields.all(FieldId::XForwardedFor) {
+        chain.extend_from_slice(String::from_utf8_lossy(value).as_bytes());
+        chain.extend_from_slice(b", ");
+    }
+    chain.extend_from_slice(peer);
+    each("x-forwarded-for", &chain);
 }
 
 /// `te: trailers`, the only value of it that an intermediary passes on.
 pub fn accepts_trailers(head: &RequestHead) -> bool {
     head.fields.get(FieldId::Te).is_some_and(|value| value.eq_ignore_ascii_case(b"trailers"))
-}
-
-/// The host with the port that the client named; empty where it named none.
-pub fn authority(head: &RequestHead) -> String {
-    match head.port {
-        Some(port) => format!("{}:{port}", head.host),
-        None => head.host.clone(),
-    }
 }

@@ -76,7 +76,7 @@ fn admit(flight: &mut Flight<'_>) -> Result<(), Reason> {
         listener: flight.client.listener,
         route: flight.route,
         client_ip: flight.client_ip,
-        forwarded: flight.client_ip != flight.client.ip(),
+        forwarded: flight.client_ip != flight.client.ip,
     };
     let head = &*flight.head;
     let asked = flight.view.firewall.request(

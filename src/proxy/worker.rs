@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     task::Waker,
@@ -17,7 +17,7 @@ use crate::{
     firewall::{Firewall, Refusal},
     http::{
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
-        message::RequestHead,
+        message::{RequestHead, ResponseHead},
     },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
     proxy::route::RouteTable,
@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// Request heads kept for reuse, and how large one may have grown.
+/// Heads of each kind kept for reuse, and how large one may have grown.
 const KEPT_HEADS: usize = 128;
 const KEPT_HEAD_BYTES: usize = 16 * 1024;
 
@@ -46,6 +46,7 @@ pub struct Worker {
     /// Request heads that no request uses; idle connections hold none.
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
+    responses: RefCell<Vec<ResponseHead>>,
     /// The same moment on both clocks.
     clocks: Cell<(Instant, SystemTime)>,
 }
@@ -118,6 +119,7 @@ impl Worker {
             cutting: Cell::new(false),
             connections: RefCell::default(),
             heads: RefCell::default(),
+            responses: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
@@ -129,11 +131,10 @@ impl Worker {
 
     /// 128 random bits in hexadecimal.
     pub fn request_id(&self) -> [u8; 32] {
-        let mut bits = self.random.borrow_mut().u128(..);
-        std::array::from_fn(|_| {
-            let digit = b"0123456789abcdef"[(bits & 15) as usize];
-            bits >>= 4;
-            digit
+        let bytes = self.random.borrow_mut().u128(..).to_ne_bytes();
+        std::array::from_fn(|index| {
+            let half = bytes[index / 2] >> (index % 2 * 4);
+            b"0123456789abcdef"[usize::from(half & 15)]
         })
     }
 
@@ -148,6 +149,19 @@ impl Worker {
         if heads.len() < KEPT_HEADS && head.capacity() <= KEPT_HEAD_BYTES {
             head.clear();
             heads.push(head);
+        }
+    }
+
+    /// The same for the head of a response.
+    pub fn take_response(&self) -> ResponseHead {
+        self.responses.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_response(&self, mut head: ResponseHead) {
+        let mut responses = self.responses.borrow_mut();
+        if responses.len() < KEPT_HEADS && head.fields.capacity() <= KEPT_HEAD_BYTES {
+            head.clear();
+            responses.push(head);
         }
     }
 
@@ -359,7 +373,12 @@ impl ClusterView {
 #[derive(Debug)]
 pub struct Client {
     pub listener: usize,
-    pub peer: std::net::SocketAddr,
+    /// The peer; an IPv4 client of an IPv6 socket is the same client.
+    pub ip: IpAddr,
+    /// The same as text, for every request's log line and `x-forwarded-for`.
+    pub ip_text: Box<str>,
+    /// With the port.
+    pub peer_text: Box<str>,
     pub tls: Option<TlsFacts>,
     /// The connection is being ended for abuse: requests that are cut then are on record as such.
     pub abusive: Cell<bool>,
@@ -374,8 +393,16 @@ pub struct TlsFacts {
 }
 
 impl Client {
-    pub fn ip(&self) -> IpAddr {
-        self.peer.ip().to_canonical()
+    pub fn new(listener: usize, peer: SocketAddr) -> Self {
+        let ip = peer.ip().to_canonical();
+        Client {
+            listener,
+            ip,
+            ip_text: ip.to_string().into(),
+            peer_text: SocketAddr::new(ip, peer.port()).to_string().into(),
+            tls: None,
+            abusive: Cell::new(false),
+        }
     }
 }
 
@@ -391,4 +418,23 @@ pub fn enforced(refusal: Refusal, cells: &ListenerCells) -> Option<Refusal> {
         return None;
     }
     Some(refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_named_as_std_writes_addresses_and_a_mapped_one_by_its_ipv4_address() {
+        for (peer, ip, text) in [
+            ("255.0.10.1:65535", "255.0.10.1", "255.0.10.1:65535"),
+            ("[2001:db8::1]:1", "2001:db8::1", "[2001:db8::1]:1"),
+            ("[::]:80", "::", "[::]:80"),
+            ("[::ffff:192.0.2.1]:80", "192.0.2.1", "192.0.2.1:80"),
+        ] {
+            let client = Client::new(0, peer.parse().unwrap());
+            assert_eq!((&*client.ip_text, &*client.peer_text), (ip, text));
+            assert_eq!(client.ip.to_string(), ip);
+        }
+    }
 }

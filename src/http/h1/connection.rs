@@ -134,13 +134,23 @@ impl Connection {
             if self.input.data().len() > limit {
                 return Poll::Ready(Err(HeadError::TooLarge));
             }
-            match ready!(self.input.poll_read(&mut self.transport, cx)) {
+            match ready!(self.poll_input(cx)) {
                 Ok(0) if self.input.is_empty() => return Poll::Ready(Ok(None)),
                 Ok(0) => return Poll::Ready(Err(HeadError::Truncated)),
                 Ok(_) => {}
                 Err(_) => return Poll::Ready(Err(HeadError::Io)),
             }
         }
+    }
+
+    /// Reads once; `Ready(0)` is the end of the stream. An empty input borrows no block just to find
+    /// out that nothing has come.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.input.is_empty() && self.transport.poll_readable(cx).is_pending() {
+            self.input.release_if_empty();
+            return Poll::Pending;
+        }
+        self.input.poll_read(&mut self.transport, cx)
     }
 
     /// Takes a parsed head off the input and expects the body that `decoder` describes.
@@ -170,7 +180,7 @@ impl Connection {
     /// are read ahead, up to a block.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.input.data().len() < crate::http::buffer::SMALL_BLOCK {
-            match ready!(self.input.poll_read(&mut self.transport, cx)) {
+            match ready!(self.poll_input(cx)) {
                 Ok(0) | Err(_) => return Poll::Ready(()),
                 Ok(_) => {}
             }
@@ -184,7 +194,7 @@ impl Connection {
             return Poll::Ready(());
         }
         // An end, an error and bytes that nobody asked for all mean the same here.
-        self.input.poll_read(&mut self.transport, cx).map(|_| ())
+        self.poll_input(cx).map(|_| ())
     }
 
     /// Has the connection reset when it is dropped, where its end would pass for the message's.
@@ -208,7 +218,7 @@ impl Connection {
     pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             self.input.consume(self.input.data().len());
-            if ready!(self.input.poll_read(&mut self.transport, cx))? == 0 {
+            if ready!(self.poll_input(cx))? == 0 {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -281,7 +291,7 @@ impl Exchange for Connection {
                 }
                 Decoded::NeedMore { skip } => {
                     self.input.consume(skip);
-                    let count = ready!(self.input.poll_read(&mut self.transport, cx));
+                    let count = ready!(self.poll_input(cx));
                     match count {
                         Ok(0) if self.decoder.end_of_input().is_ok() => self.incoming_ended = true,
                         Ok(0) | Err(_) => return Poll::Ready(Err(BodyError::Closed)),
