@@ -237,8 +237,8 @@ type Target = (Vec<Vec<u8>>, Option<String>);
 fn target_by_hyper(seen: &SeenRequest, raw: &[u8]) -> Target {
     // `OPTIONS http://a` is `*` to the last proxy (RFC 9112 §3.2.4); the http crate makes it `/`.
     let written = raw.split(|byte| *byte == b' ').nth(1).expect("a target");
-    let authority = seen.uri.authority().map(|authority| authority.as_str().as_bytes());
-    if seen.method == Method::OPTIONS && authority.is_some_and(|authority| written.ends_with(authority)) {
+    let is_bare = written.iter().filter(|byte| **byte == b'/').count() == 2 && !written.contains(&b'?');
+    if seen.method == Method::OPTIONS && seen.uri.authority().is_some() && is_bare {
         return segments("*", 1);
     }
     let mut kept: Vec<Vec<u8>> = Vec::new();
