@@ -2,14 +2,19 @@
 //!
 //! Looks names up, reads the files that are named and compares the parts with each other.
 
-use std::path::Path;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    path::Path,
+};
 
 use super::{
-    AccessSink, Admin, Cluster, ClusterTls, Config, Log, TrustedCa,
+    AccessSink, Admin, Backend, Cluster, ClusterTls, Config, Log, TrustedCa,
     diagnostics::{Problem, quote},
     file::{File, WrittenCluster, WrittenClusterTls, WrittenLog},
     firewall::Lists,
-    listeners, pem, routes,
+    listeners, pem,
+    reader::At,
+    routes,
 };
 
 /// Returns `None` only after an error was reported; what is returned beside errors is of no use.
@@ -95,13 +100,16 @@ fn cluster(written: WrittenCluster, base: &Path, problems: &mut Vec<Problem>) ->
 }
 
 fn check_backends(cluster: &WrittenCluster, problems: &mut Vec<Problem>) {
-    let address = |index: usize| (&cluster.backends[index].value.host, cluster.backends[index].value.port);
-    for (index, backend) in cluster.backends.iter().enumerate() {
-        if let Some(first) = (0..index).find(|first| address(*first) == address(index)) {
-            let message = format!("backend {} is twice in one cluster", quote(&backend.value.address));
-            let problem = Problem::error(backend.span.clone(), message)
-                .related(cluster.backends[first].span.clone(), "first written");
-            problems.push(problem.help("to send it more, write { address = …, weight = 2 }"));
+    let mut seen: HashMap<(&str, u16), &At<Backend>> = HashMap::with_capacity(cluster.backends.len());
+    for backend in &cluster.backends {
+        match seen.entry((&backend.value.host, backend.value.port)) {
+            Entry::Vacant(entry) => _ = entry.insert(backend),
+            Entry::Occupied(first) => {
+                let message = format!("backend {} is twice in one cluster", quote(&backend.value.address));
+                let problem = Problem::error(backend.span.clone(), message)
+                    .related(first.get().span.clone(), "first written");
+                problems.push(problem.help("to send it more, write { address = …, weight = 2 }"));
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     cluster::{Backend, Cluster},
     connect::{ConnectError, Connected, connect_port},
-    health::{Transition, first_probe_delay, probe_delay},
+    health::{Transition, first_probe_delay, probe_delay, second_probe_delay},
 };
 use crate::{
     config::{Check, Health, HttpCheck, Protocol},
@@ -62,9 +62,10 @@ pub struct ProbeReport<'a> {
 
 /// Probes every backend of a cluster for as long as the future lives; never returns.
 ///
-/// Dropping the future ends all probes at once. A loop that panics is logged and begun again. For a
+/// `all` is the number of backends that this process probes, those of other clusters among them: the
+/// more, the longer their first probes are spread. Dropping the future ends all probes at once. A loop that panics is logged and begun again. For a
 /// cluster without health checks it does nothing. Needs a tokio runtime of any kind.
-pub async fn run<F>(cluster: Arc<Cluster>, report: F)
+pub async fn run<F>(cluster: Arc<Cluster>, all: usize, report: F)
 where
     F: Fn(&ProbeReport<'_>) + Clone + Send + Sync + 'static,
 {
@@ -72,7 +73,7 @@ where
     let mut backends = HashMap::new();
     if cluster.config.health.is_some() {
         for index in 0..cluster.backends.len() {
-            let handle = loops.spawn(watch(Arc::clone(&cluster), index, report.clone()));
+            let handle = loops.spawn(watch(Arc::clone(&cluster), index, all, report.clone()));
             backends.insert(handle.id(), index);
         }
     }
@@ -84,7 +85,7 @@ where
                 "the probes of backend {backend} of cluster {} broke off: begun again",
                 cluster.name()
             );
-            let handle = loops.spawn(watch(Arc::clone(&cluster), index, report.clone()));
+            let handle = loops.spawn(watch(Arc::clone(&cluster), index, all, report.clone()));
             backends.insert(handle.id(), index);
         }
     }
@@ -92,13 +93,14 @@ where
 }
 
 /// The loop of one backend.
-async fn watch<F>(cluster: Arc<Cluster>, index: usize, report: F)
+async fn watch<F>(cluster: Arc<Cluster>, index: usize, all: usize, report: F)
 where
     F: Fn(&ProbeReport<'_>),
 {
     let Some(rules) = &cluster.config.health else { return };
     let backend = &cluster.backends[index];
-    sleep(first_probe_delay(rules.interval, fastrand::u64(..))).await;
+    sleep(first_probe_delay(rules.interval, all, fastrand::u64(..))).await;
+    let mut delay = second_probe_delay(rules.interval, fastrand::u64(..));
     loop {
         let started = Instant::now();
         let failure = probe(backend, rules, cluster.config.protocol).await.err();
@@ -117,7 +119,8 @@ where
             duration,
             transition,
         });
-        sleep_until(after(started, probe_delay(rules.interval, fastrand::u64(..)))).await;
+        sleep_until(after(started, delay)).await;
+        delay = probe_delay(rules.interval, fastrand::u64(..));
     }
 }
 
@@ -300,7 +303,7 @@ mod tests {
         let report = move |report: &ProbeReport<'_>| {
             let _ = seen.send((report.backend, report.result, report.detail.to_owned(), report.transition));
         };
-        let probes = tokio::spawn(run(Arc::clone(&cluster), report));
+        let probes = tokio::spawn(run(Arc::clone(&cluster), 1, report));
         (cluster, reports, probes)
     }
 
@@ -469,7 +472,7 @@ mod tests {
             assert!(calls.fetch_add(1, Ordering::Relaxed) > 0, "the first report panics");
             let _ = seen.send(());
         };
-        let probes = tokio::spawn(run(cluster, report));
+        let probes = tokio::spawn(run(cluster, 1, report));
         reports.recv().await.expect("a report after the panic");
         probes.abort();
     }
