@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustls::{
-    Error, InvalidMessage, ServerConfig,
+    Error, InvalidMessage, ProtocolVersion, ServerConfig,
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic},
 };
@@ -51,8 +51,19 @@ pub struct TlsStream {
     outgoing: ReadBuffer,
     peer_closed: bool,
     close_sent: bool,
+    held: Held,
     /// A failed session does not come back.
     failed: bool,
+}
+
+/// What of `outgoing` was kept back so far, to go out with what follows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Nothing,
+    /// Tickets: until the first write, or until the reader waits for a first request.
+    UntilIdle,
+    /// Until the next write, flush or shutdown: there will be one.
+    UntilWrite,
 }
 
 /// What is done when the session may send.
@@ -83,6 +94,7 @@ impl TlsStream {
             outgoing: ReadBuffer::default(),
             peer_closed: false,
             close_sent: false,
+            held: Held::Nothing,
             failed: false,
         })
     }
@@ -96,13 +108,21 @@ impl TlsStream {
         &self.session
     }
 
-    /// Ready when the handshake is complete and our part of it sent; a failure says why, as far as
-    /// TLS knows (`rustls::Error` inside), after the alert was tried.
+    /// Ready when the handshake is complete; a failure says why, as far as TLS knows
+    /// (`rustls::Error` inside), after the alert was tried.
+    ///
+    /// The tickets of TLS 1.3 are not sent yet: the request is often here already, and its answer
+    /// then takes them along.
     pub fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             self.step(cx, None, &Intent::Nothing)?;
-            ready!(self.poll_send(cx))?;
-            if !self.session.is_handshaking() {
+            let complete = !self.session.is_handshaking();
+            if complete && self.session.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
+                self.held = Held::UntilIdle;
+            } else {
+                ready!(self.poll_send(cx))?;
+            }
+            if complete {
                 self.incoming.release_if_empty();
                 return Poll::Ready(Ok(()));
             }
@@ -200,6 +220,27 @@ impl TlsStream {
         invalid(error)
     }
 
+    /// Takes bytes like `poll_write` but leaves the sending to the shutdown that must follow, so that
+    /// the last data and the word that it was the last go out together.
+    pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let count = ready!(self.poll_seal(cx, bytes))?;
+        self.held = Held::UntilWrite;
+        Poll::Ready(Ok(count))
+    }
+
+    /// Seals as many of the bytes as fit, once there is room for them.
+    fn poll_seal(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.close_sent {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if self.held == Held::Nothing || self.outgoing.data().len() + bytes.len() > RECORD_BYTES {
+            ready!(self.poll_send(cx))?;
+        }
+        let bytes = &bytes[..bytes.len().min(SEALED_BYTES)];
+        self.carry_out(cx, &Intent::Seal(bytes))?;
+        Poll::Ready(Ok(bytes.len()))
+    }
+
     /// Reads ciphertext; `Ready(0)` is the end of the stream.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.failed {
@@ -214,6 +255,7 @@ impl TlsStream {
 
     /// Writes all ciphertext.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.held = Held::Nothing;
         while !self.outgoing.is_empty() {
             let count = ready!(Pin::new(&mut self.socket).poll_write(cx, self.outgoing.data()))?;
             if count == 0 {
@@ -260,10 +302,20 @@ impl AsyncRead for TlsStream {
             }
             this.incoming.release_if_empty();
             if target.filled().len() > before || target.remaining() == 0 || this.peer_closed {
+                if this.held == Held::UntilIdle {
+                    this.held = Held::UntilWrite;
+                }
                 return Poll::Ready(Ok(()));
             }
-            if ready!(this.poll_receive(cx))? == 0 {
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            match this.poll_receive(cx)? {
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Poll::Ready(_) => {}
+                Poll::Pending if this.held == Held::UntilIdle => {
+                    // What does not go out now wakes the same task.
+                    let _ = this.poll_send(cx)?;
+                    return Poll::Pending;
+                }
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -275,16 +327,11 @@ impl AsyncWrite for TlsStream {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        if this.close_sent {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        ready!(this.poll_send(cx))?;
-        let bytes = &bytes[..bytes.len().min(SEALED_BYTES)];
-        this.carry_out(cx, &Intent::Seal(bytes))?;
+        let count = ready!(this.poll_seal(cx, bytes))?;
         match this.poll_send(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             // The bytes are ours now; a flush or the next write sees to the rest.
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(bytes.len())),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(count)),
         }
     }
 
@@ -322,7 +369,11 @@ impl AsyncWrite for TlsStream {
             this.close_sent = true;
         }
         ready!(this.poll_send(cx))?;
-        Pin::new(&mut this.socket).poll_shutdown(cx)
+        match ready!(Pin::new(&mut this.socket).poll_shutdown(cx)) {
+            // A peer that was faster has reset the connection: over is over.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            result => Poll::Ready(result),
+        }
     }
 }
 
@@ -704,17 +755,67 @@ mod tests {
         }
     }
 
+    /// Whether a read waits for the client.
+    async fn waits(ours: &mut TlsStream) -> bool {
+        let mut target = [0; 8];
+        let mut target = ReadBuf::new(&mut target);
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut *ours).poll_read(cx, &mut target).is_pending())).await
+    }
+
+    #[tokio::test]
+    async fn sends_tickets_with_the_first_answer() {
+        let (mut ours, mut theirs) = pair(&rustls::version::TLS13).await;
+        theirs.write_all(b"ping").await.unwrap();
+        ours.socket.readable().await.unwrap();
+        ours.read_exact(&mut [0; 4]).await.unwrap();
+        assert!(waits(&mut ours).await && !ours.outgoing.is_empty(), "sent too early");
+        ours.write_all(b"pong").await.unwrap();
+        assert!(ours.outgoing.is_empty());
+        theirs.read_exact(&mut [0; 4]).await.unwrap();
+        assert_eq!(theirs.get_ref().1.tls13_tickets_received(), 2);
+    }
+
+    #[tokio::test]
+    async fn sends_tickets_when_no_request_comes() {
+        let (mut ours, mut theirs) = pair(&rustls::version::TLS13).await;
+        assert!(!ours.outgoing.is_empty());
+        assert!(waits(&mut ours).await);
+        assert!(ours.outgoing.is_empty());
+        ours.shutdown().await.unwrap();
+        assert_eq!(theirs.read(&mut [0; 4]).await.unwrap(), 0);
+        assert_eq!(theirs.get_ref().1.tls13_tickets_received(), 2);
+    }
+
+    #[tokio::test]
+    async fn sends_the_last_bytes_together_with_the_end() {
+        for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+            for length in [1, RECORD_BYTES, 100_000] {
+                let (mut ours, mut theirs) = pair(version).await;
+                let text = vec![b'x'; length];
+                let mut left = &text[..];
+                let sends = async {
+                    while !left.is_empty() {
+                        let count = poll_fn(|cx| ours.poll_write_last(cx, left)).await.unwrap();
+                        assert!(!ours.outgoing.is_empty());
+                        left = &left[count..];
+                    }
+                    ours.shutdown().await.unwrap();
+                };
+                let mut received = Vec::new();
+                let ((), result) = tokio::join!(sends, theirs.read_to_end(&mut received));
+                result.unwrap();
+                assert!(received == text);
+            }
+        }
+    }
+
     #[tokio::test]
     async fn holds_no_block_while_idle() {
         let (mut ours, mut theirs) = pair(&rustls::version::TLS13).await;
         theirs.write_all(b"ping").await.unwrap();
         ours.read_exact(&mut [0; 4]).await.unwrap();
         ours.write_all(b"pong").await.unwrap();
-        let mut idle = [0; 8];
-        let mut target = ReadBuf::new(&mut idle);
-        let waits =
-            poll_fn(|cx| Poll::Ready(Pin::new(&mut ours).poll_read(cx, &mut target).is_pending())).await;
-        assert!(waits);
+        assert!(waits(&mut ours).await);
         for buffer in [&mut ours.incoming, &mut ours.opened, &mut ours.outgoing] {
             assert_eq!(buffer.room(0).len(), 0);
         }
