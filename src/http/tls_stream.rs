@@ -85,11 +85,12 @@ enum Step {
 }
 
 impl TlsStream {
-    pub fn new(config: Arc<ServerConfig>, socket: TcpStream) -> io::Result<Self> {
+    /// Begins with what was received already.
+    pub fn new(config: Arc<ServerConfig>, socket: TcpStream, received: ReadBuffer) -> io::Result<Self> {
         Ok(TlsStream {
             socket,
             session: UnbufferedServerConnection::new(config).map_err(invalid)?,
-            incoming: ReadBuffer::default(),
+            incoming: received,
             opened: ReadBuffer::default(),
             outgoing: ReadBuffer::default(),
             peer_closed: false,
@@ -504,7 +505,7 @@ mod tests {
     }
 
     async fn accept(config: Arc<ServerConfig>, socket: TcpStream) -> io::Result<TlsStream> {
-        let mut stream = TlsStream::new(config, socket)?;
+        let mut stream = TlsStream::new(config, socket, ReadBuffer::default())?;
         poll_fn(|cx| stream.poll_handshake(cx)).await?;
         Ok(stream)
     }
@@ -543,7 +544,7 @@ mod tests {
             let mut client = rustls::ClientConnection::new(keys.client.clone(), name).unwrap();
             let mut wire = Vec::new();
             client.write_tls(&mut wire).unwrap();
-            let mut stream = TlsStream::new(keys.server.clone(), ours).unwrap();
+            let mut stream = TlsStream::new(keys.server.clone(), ours, ReadBuffer::default()).unwrap();
             let mut theirs = theirs.into_std().unwrap();
             io::Write::write_all(&mut theirs, &wire[..at]).unwrap();
             stream.socket.readable().await.unwrap();
