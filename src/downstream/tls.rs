@@ -61,7 +61,7 @@ thread_local! {
 /// name comes before a wildcard, which stands for one label (RFC 6125 §6.4.3); else the first
 /// certificate of the listener, unless `strict_sni`.
 #[derive(Debug)]
-struct Certificates {
+pub struct Certificates {
     exact: HashMap<String, Arc<CertifiedKey>>,
     /// By what follows `*.`.
     wildcard: HashMap<String, Arc<CertifiedKey>>,
@@ -145,7 +145,7 @@ impl Certificates {
 
     /// The certificate for a name as the client sent it; two look-ups at most, however many there
     /// are.
-    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+    pub fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         let wildcard = || self.wildcard.get(name.split_once('.')?.1);
         self.exact.get(&name).or_else(wildcard)
