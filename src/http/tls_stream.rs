@@ -22,17 +22,18 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::buffer::{ReadBuffer, SEALED_BLOCK};
+use super::{
+    buffer::{ReadBuffer, SEALED_BLOCK},
+    record_size::{FULL_BYTES, RecordSizes},
+};
 
-/// The most plaintext in a record (RFC 8446 §5.1).
-const RECORD_BYTES: usize = 16 * 1024;
 /// Room that is enough for a small message of the handshake, or for an alert.
 const MESSAGE_ROOM: usize = 512;
 /// What sealing adds to a small payload at most: header, type, tag and, in TLS 1.2, a nonce; and an
 /// answer to a key update that goes out in front of it.
 const OVERHEAD: usize = 128;
-/// What is sealed at once: as many records as a block takes.
-const SEALED_BYTES: usize = SEALED_BLOCK / (RECORD_BYTES + OVERHEAD) * RECORD_BYTES;
+/// What is sealed at once: as many full records as a block takes.
+const SEALED_BYTES: usize = SEALED_BLOCK / (FULL_BYTES + OVERHEAD) * FULL_BYTES;
 /// The most ciphertext that may wait for its rest: a handshake message of 64 KiB in its records.
 const UNFINISHED_BYTES: usize = 96 * 1024;
 
@@ -52,6 +53,7 @@ pub struct TlsStream {
     peer_closed: bool,
     close_sent: bool,
     held: Held,
+    sizes: RecordSizes,
     /// A failed session does not come back.
     failed: bool,
 }
@@ -96,6 +98,7 @@ impl TlsStream {
             peer_closed: false,
             close_sent: false,
             held: Held::Nothing,
+            sizes: RecordSizes::default(),
             failed: false,
         })
     }
@@ -192,7 +195,15 @@ impl TlsStream {
                 None
             }
             ConnectionState::WriteTraffic(mut traffic) => {
-                write(&mut traffic, intent, &mut self.outgoing)?;
+                match intent {
+                    Intent::Nothing => {}
+                    Intent::Seal(payload) => {
+                        seal(&mut traffic, payload, &mut self.sizes, &mut self.outgoing)?;
+                    }
+                    Intent::Close => append(&mut self.outgoing, MESSAGE_ROOM, |room| {
+                        traffic.queue_close_notify(room).map_err(|error| sealing_room(&error))
+                    })?,
+                }
                 Some(Step::Done)
             }
             ConnectionState::Closed if !matches!(intent, Intent::Seal(_)) => Some(Step::Done),
@@ -234,7 +245,7 @@ impl TlsStream {
         if self.close_sent {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if self.held == Held::Nothing || self.outgoing.data().len() + bytes.len() > RECORD_BYTES {
+        if self.held == Held::Nothing || self.outgoing.data().len() + bytes.len() > FULL_BYTES {
             ready!(self.poll_send(cx))?;
         }
         let bytes = &bytes[..bytes.len().min(SEALED_BYTES)];
@@ -343,13 +354,13 @@ impl AsyncWrite for TlsStream {
     ) -> Poll<io::Result<usize>> {
         let mut filled = parts.iter().filter(|part| !part.is_empty());
         let Some(first) = filled.next() else { return Poll::Ready(Ok(0)) };
-        if first.len() >= RECORD_BYTES || filled.next().is_none() {
+        if first.len() >= FULL_BYTES || filled.next().is_none() {
             return self.poll_write(cx, first);
         }
         // Small parts go out in one record.
         let mut record = ReadBuffer::default();
         for part in parts {
-            let left = RECORD_BYTES - record.data().len();
+            let left = FULL_BYTES - record.data().len();
             record.append(&part[..part.len().min(left)]);
         }
         self.poll_write(cx, record.data())
@@ -378,23 +389,21 @@ impl AsyncWrite for TlsStream {
     }
 }
 
-fn write(
+fn seal(
     traffic: &mut WriteTraffic<'_, ServerConnectionData>,
-    intent: &Intent<'_>,
+    mut payload: &[u8],
+    sizes: &mut RecordSizes,
     outgoing: &mut ReadBuffer,
 ) -> Result<(), Error> {
-    match intent {
-        Intent::Nothing => Ok(()),
-        Intent::Seal(payload) => {
-            let room = payload.len() + OVERHEAD * payload.len().div_ceil(RECORD_BYTES);
-            append(outgoing, room, |room| {
-                traffic.encrypt(payload, room).map_err(|error| sealing_room(&error))
-            })
-        }
-        Intent::Close => append(outgoing, MESSAGE_ROOM, |room| {
-            traffic.queue_close_notify(room).map_err(|error| sealing_room(&error))
-        }),
+    sizes.begin(payload.len());
+    while !payload.is_empty() {
+        let (record, rest) = payload.split_at(sizes.next(payload.len()));
+        append(outgoing, record.len() + OVERHEAD, |room| {
+            traffic.encrypt(record, room).map_err(|error| sealing_room(&error))
+        })?;
+        payload = rest;
     }
+    Ok(())
 }
 
 /// Has `seal` write into the room behind `outgoing`; it says how many bytes it wrote or how many it
@@ -592,7 +601,7 @@ mod tests {
         let (ours, mut theirs) = sockets().await;
         // A client hello of 16 MiB in records of 16 KiB.
         let mut record = vec![0x16, 3, 1, 0x40, 0];
-        record.resize(5 + RECORD_BYTES, 0);
+        record.resize(5 + FULL_BYTES, 0);
         record[5..9].copy_from_slice(&[1, 0xff, 0xff, 0xff]);
         let sends = async { while theirs.write_all(&record).await.is_ok() {} };
         let result = accept(keys(&rustls::version::TLS13).server, ours);
@@ -790,7 +799,7 @@ mod tests {
     #[tokio::test]
     async fn sends_the_last_bytes_together_with_the_end() {
         for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
-            for length in [1, RECORD_BYTES, 100_000] {
+            for length in [1, FULL_BYTES, 100_000] {
                 let (mut ours, mut theirs) = pair(version).await;
                 let text = vec![b'x'; length];
                 let mut left = &text[..];
