@@ -5,4 +5,5 @@ pub mod admission;
 mod connection;
 mod h1;
 mod h2;
+mod hello;
 pub mod tls;

@@ -41,6 +41,14 @@ impl Transport {
             Transport::DownstreamTls(stream) => stream.tcp(),
         }
     }
+
+    /// Takes bytes that nothing but a shutdown follows: with TLS to a client they may wait for it.
+    pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Transport::DownstreamTls(stream) => stream.poll_write_last(cx, bytes),
+            Transport::Tcp(_) | Transport::UpstreamTls(_) => Pin::new(self).poll_write(cx, bytes),
+        }
+    }
 }
 
 impl AsyncRead for Transport {

@@ -78,6 +78,8 @@ pub struct Connection {
     scanned: usize,
     /// The end of the connection must not look like the end of the message.
     torn: bool,
+    /// Our half of the stream was ended.
+    shut: bool,
     pub(super) reply_to: ReplyTo,
 }
 
@@ -95,6 +97,7 @@ impl Connection {
             outgoing_ended: true,
             scanned: 0,
             torn: false,
+            shut: false,
             reply_to: ReplyTo { version: Version::Http11, is_head: false, keep_alive: true },
         }
     }
@@ -210,8 +213,15 @@ impl Connection {
         if self.torn {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        ready!(self.poll_flush(cx))?;
-        Pin::new(&mut self.transport).poll_shutdown(cx)
+        if !self.shut {
+            while !self.output.is_empty() {
+                let count = ready!(self.transport.poll_write_last(cx, self.output.data()))?;
+                self.output.advance(written(count)?);
+            }
+            ready!(Pin::new(&mut self.transport).poll_shutdown(cx))?;
+            self.shut = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads and throws away; ready when the peer has closed.
@@ -366,19 +376,25 @@ impl Exchange for Connection {
                 return Poll::Ready(Ok(()));
             }
         }
+        if !self.reply_to.keep_alive && self.incoming_ended {
+            // Nothing follows: an end that goes out with the message saves a packet.
+            return self.poll_shutdown(cx);
+        }
         self.poll_flush(cx)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_empty() {
             let count = ready!(Pin::new(&mut self.transport).poll_write(cx, self.output.data()))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.output.advance(count);
+            self.output.advance(written(count)?);
         }
         Pin::new(&mut self.transport).poll_flush(cx)
     }
+}
+
+/// A stream that takes nothing will not take more later.
+fn written(count: usize) -> io::Result<usize> {
+    if count == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(count) }
 }
 
 fn body_error(error: FramingError) -> BodyError {
