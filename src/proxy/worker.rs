@@ -28,9 +28,9 @@ use crate::{
     },
 };
 
-/// Heads of each kind kept for reuse, and how large one may have grown.
-const KEPT_HEADS: usize = 128;
-const KEPT_HEAD_BYTES: usize = 16 * 1024;
+/// Heads of each kind kept for reuse, and how large one may have grown: 4 MiB of each in all.
+const KEPT_HEADS: usize = 512;
+const KEPT_HEAD_BYTES: usize = 8 * 1024;
 
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
