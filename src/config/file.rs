@@ -9,8 +9,9 @@ use ipnet::IpNet;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AccessSink, Backend, FirewallTables, HostMatch, Limits, LogFormat, Policy, Protocol, TlsVersion,
+    AccessSink, Backend, FirewallTables, HostMatch, Limits, LogFormat, Policy, Protocol, Sandbox, TlsVersion,
     addresses::{backend_address, host, host_match, network, path_prefix, socket_address},
+    admin::{self, WrittenAdmin},
     diagnostics::{Problem, Span, quote},
     firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
@@ -27,7 +28,8 @@ pub(super) struct File {
     pub(super) group: Option<String>,
     pub(super) trusted_proxies: Vec<IpNet>,
     pub(super) drain_timeout: Duration,
-    pub(super) admin: Option<At<SocketAddr>>,
+    pub(super) admin: Option<WrittenAdmin>,
+    pub(super) sandbox: Sandbox,
     pub(super) log: WrittenLog,
     pub(super) firewall: WrittenFirewall,
     pub(super) firewall_tables: FirewallTables,
@@ -107,6 +109,7 @@ pub(super) struct WrittenClusterTls {
 
 /// Reads the whole file; problems go to the reader of `top`.
 pub(super) fn read(mut top: Table<'_>) -> File {
+    let sandboxes = [("auto", Sandbox::Auto), ("off", Sandbox::Off)];
     let mut limits_table = top.table("limits");
     let limits = limits::read(&mut limits_table, &Limits::default());
     let drain_timeout = At::or(limits_table.optional("drain_timeout", duration), Duration::from_secs(30));
@@ -118,7 +121,8 @@ pub(super) fn read(mut top: Table<'_>) -> File {
         group: top.optional("group", text).map(|at| at.value),
         trusted_proxies: networks(&mut top).unwrap_or_default(),
         drain_timeout,
-        admin: admin(top.table("admin")),
+        admin: admin::read(top.table("admin")),
+        sandbox: At::or(top.optional("sandbox", choice(&sandboxes)), Sandbox::Auto),
         log: log(top.table("log")),
         firewall,
         firewall_tables,
@@ -137,15 +141,6 @@ pub(super) fn read(mut top: Table<'_>) -> File {
 fn networks(table: &mut Table<'_>) -> Option<Vec<IpNet>> {
     let networks = table.list("trusted_proxies", network)?;
     Some(networks.into_iter().map(|at| at.value).collect())
-}
-
-fn admin(mut table: Table<'_>) -> Option<At<SocketAddr>> {
-    if !table.is_written() {
-        return None;
-    }
-    let address = table.required("address", "\"127.0.0.1:9090\"", socket_address);
-    table.finish();
-    address
 }
 
 fn log(mut table: Table<'_>) -> WrittenLog {

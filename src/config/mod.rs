@@ -4,6 +4,7 @@
 //! wrong; every problem found on the way is a `diagnostics::Problem` with its place in the file.
 
 mod addresses;
+mod admin;
 mod diagnostics;
 mod file;
 mod firewall;
@@ -28,6 +29,7 @@ use std::{
 };
 
 pub use self::{
+    admin::Token,
     diagnostics::{Diagnostics, Problem, Severity, Span},
     networks::{ListError, Networks, Verdict},
 };
@@ -86,11 +88,31 @@ pub struct Config {
     pub clusters: Vec<Cluster>,
     pub drain_timeout: Duration,
     pub firewall: FirewallTables,
+    pub sandbox: Sandbox,
+    /// Where relative paths start: that of the file; may be empty.
+    pub folder: PathBuf,
 }
 
 #[derive(Debug, Clone)]
 pub struct Admin {
-    pub address: SocketAddr,
+    pub address: AdminAddress,
+    /// Everything but `/healthz` asks for it.
+    pub token: Option<Token>,
+}
+
+/// Written as `127.0.0.1:9090` or `unix:/run/portcullis/admin.sock`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Whether the process gives up what serving doesn't need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// As far as the kernel goes along.
+    Auto,
+    Off,
 }
 
 #[derive(Debug, Clone)]

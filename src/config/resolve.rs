@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AccessSink, Admin, Backend, Cluster, ClusterTls, Config, Log, TrustedCa,
+    AccessSink, Backend, Cluster, ClusterTls, Config, Log, TrustedCa, admin,
     diagnostics::{Problem, quote},
     file::{File, WrittenCluster, WrittenClusterTls, WrittenLog},
     firewall::Lists,
@@ -26,7 +26,8 @@ pub(super) fn resolve(
     is_broken: bool,
     problems: &mut Vec<Problem>,
 ) -> Option<Config> {
-    listeners::check(&file.listeners, file.admin.as_ref(), problems);
+    let admin = file.admin.as_ref().and_then(|admin| admin.address.as_ref());
+    listeners::check(&file.listeners, admin, problems);
     let names = listeners::names(&file.listeners);
     let mut lists = Lists::new(base);
     let routes = if is_broken { None } else { routes::resolve(&file, &names, &mut lists, problems) };
@@ -36,6 +37,7 @@ pub(super) fn resolve(
         .map(|(written, name)| listeners::resolve(written, name, &file, &mut lists, (base, problems)))
         .collect();
     let log = log(file.log, base, problems);
+    let admin = file.admin.map(|written| admin::resolve(written, base, problems));
     let clusters: Vec<_> =
         file.clusters.into_iter().map(|written| cluster(written, base, problems)).collect();
     Some(Config {
@@ -43,13 +45,18 @@ pub(super) fn resolve(
         user: file.user,
         group: file.group,
         trusted_proxies: file.trusted_proxies,
-        admin: file.admin.map(|address| Admin { address: address.value }),
+        admin: match admin {
+            Some(admin) => Some(admin?),
+            None => None,
+        },
         log,
         listeners: listeners.into_iter().collect::<Option<_>>()?,
         routes: routes?,
         clusters: clusters.into_iter().collect::<Option<_>>()?,
         drain_timeout: file.drain_timeout,
         firewall: file.firewall_tables,
+        sandbox: file.sandbox,
+        folder: base.to_owned(),
     })
 }
 

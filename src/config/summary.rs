@@ -3,8 +3,8 @@
 use std::{cmp::Reverse, fmt::Write, ops::RangeInclusive};
 
 use super::{
-    Check, Cluster, ClusterTls, Config, Health, HostMatch, Listener, Policy, Protocol, Route, TlsVersion,
-    TrustedCa, diagnostics::printable, pem::date_text,
+    AdminAddress, Check, Cluster, ClusterTls, Config, Health, HostMatch, Listener, Policy, Protocol, Route,
+    TlsVersion, TrustedCa, diagnostics::printable, pem::date_text,
 };
 
 impl Config {
@@ -17,7 +17,11 @@ impl Config {
         lines.push("clusters".to_owned());
         lines.extend(self.clusters.iter().flat_map(cluster_lines));
         if let Some(admin) = &self.admin {
-            lines.push(format!("admin on http://{}", admin.address));
+            let token = if admin.token.is_some() { ", with a token" } else { "" };
+            lines.push(match &admin.address {
+                AdminAddress::Tcp(address) => format!("admin on http://{address}{token}"),
+                unix @ AdminAddress::Unix(_) => format!("admin on {unix}{token}"),
+            });
         }
         lines.push(format!("{} workers", self.workers));
         lines.iter().fold(String::new(), |text, line| text + printable(line).trim_end() + "\n")

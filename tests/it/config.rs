@@ -54,6 +54,8 @@ fn folder() -> tempfile::TempDir {
     write("encrypted.key", &site.1.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
     write("broken.crt", &site.0.pem().replace("MII", "!!!"));
     write("empty.crt", "");
+    write("open.token", "0123456789abcdef\n");
+    fs::set_permissions(certs.join("open.token"), fs::Permissions::from_mode(0o640)).unwrap();
     write("world.key", &site.1);
     fs::set_permissions(certs.join("world.key"), fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(certs.join("site.der"), site.0.der()).unwrap();
@@ -195,6 +197,7 @@ fn reference_shows_the_defaults_that_are_used() {
         "workers",
         "user",
         "group",
+        "token_file",
         "connections",
         "connection_rate",
         "rate_limits",

@@ -18,6 +18,7 @@ mod life;
 mod limits;
 mod observe;
 mod retries;
+mod secrets;
 mod strict_h2;
 mod strict_requests;
 mod strict_responses;
