@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AccessSink, Backend, HostMatch, Limits, LogFormat, Policy, Protocol, TlsVersion,
+    AccessSink, Backend, ForwardedPolicy, HostMatch, Limits, LogFormat, Policy, Protocol, ProxyProtocol,
+    TlsVersion,
     addresses::{backend_address, host, host_match, network, path_prefix, socket_address},
     diagnostics::{Problem, Span, quote},
     health::{self, WrittenHealth},
@@ -25,6 +26,7 @@ pub(super) struct File {
     pub(super) user: Option<String>,
     pub(super) group: Option<String>,
     pub(super) trusted_proxies: Vec<IpNet>,
+    pub(super) forwarded: ForwardedPolicy,
     pub(super) drain_timeout: Duration,
     pub(super) admin: Option<At<SocketAddr>>,
     pub(super) log: WrittenLog,
@@ -49,6 +51,8 @@ pub(super) struct WrittenListener {
     pub(super) redirect_to_https: Option<At<bool>>,
     pub(super) limits: Limits,
     pub(super) trusted_proxies: Option<Vec<IpNet>>,
+    pub(super) forwarded: Option<ForwardedPolicy>,
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
 }
 
 #[derive(Debug)]
@@ -88,8 +92,10 @@ pub(super) struct WrittenCluster {
     pub(super) response_timeout: Duration,
     pub(super) response_idle_timeout: Duration,
     pub(super) idle_timeout: Duration,
-    pub(super) idle_connections: usize,
+    pub(super) idle_connections: Option<At<usize>>,
     pub(super) retries: u32,
+    /// Where it is asked for.
+    pub(super) proxy_protocol: Option<Span>,
 }
 
 #[derive(Debug)]
@@ -111,6 +117,7 @@ pub(super) fn read(mut top: Table<'_>) -> File {
         user: top.optional("user", text).map(|at| at.value),
         group: top.optional("group", text).map(|at| at.value),
         trusted_proxies: networks(&mut top).unwrap_or_default(),
+        forwarded: forwarded(&mut top).unwrap_or(ForwardedPolicy::XForwarded),
         drain_timeout,
         admin: admin(top.table("admin")),
         log: log(top.table("log")),
@@ -129,6 +136,16 @@ pub(super) fn read(mut top: Table<'_>) -> File {
 fn networks(table: &mut Table<'_>) -> Option<Vec<IpNet>> {
     let networks = table.list("trusted_proxies", network)?;
     Some(networks.into_iter().map(|at| at.value).collect())
+}
+
+fn forwarded(table: &mut Table<'_>) -> Option<ForwardedPolicy> {
+    let policies = [
+        ("x_forwarded", ForwardedPolicy::XForwarded),
+        ("rfc7239", ForwardedPolicy::Rfc7239),
+        ("both", ForwardedPolicy::Both),
+        ("off", ForwardedPolicy::Off),
+    ];
+    table.optional("forwarded", choice(&policies)).map(|at| at.value)
 }
 
 fn admin(mut table: Table<'_>) -> Option<At<SocketAddr>> {
@@ -197,9 +214,25 @@ fn listener(mut table: Table<'_>, base: &Limits) -> WrittenListener {
         redirect_to_https: table.optional("redirect_to_https", boolean),
         limits: limits::read_for_listener(table.table("limits"), base),
         trusted_proxies: networks(&mut table),
+        forwarded: forwarded(&mut table),
+        proxy_protocol: proxy_protocol(table.table("proxy_protocol")),
     };
     table.finish();
     listener
+}
+
+fn proxy_protocol(mut table: Table<'_>) -> Option<ProxyProtocol> {
+    if !table.is_written() {
+        return None;
+    }
+    let elements = table.required_elements("from", "[\"10.0.0.0/8\"]");
+    let networks = elements.into_iter().filter_map(|element| table.convert("from", element, network));
+    let rule = ProxyProtocol {
+        from: networks.map(|at| at.value).collect(),
+        timeout: At::or(table.optional("timeout", duration), Duration::from_secs(3)),
+    };
+    table.finish();
+    Some(rule)
 }
 
 fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
@@ -272,8 +305,9 @@ fn cluster(name: At<String>, mut table: Table<'_>) -> WrittenCluster {
             Duration::from_mins(5),
         ),
         idle_timeout: At::or(table.optional("idle_timeout", duration), Duration::from_secs(50)),
-        idle_connections: At::or(table.optional("idle_connections", number(0..=100_000)), 128),
+        idle_connections: table.optional("idle_connections", number(0..=100_000)),
         retries: At::or(table.optional("retries", number(0..=10)), 2),
+        proxy_protocol: table.optional("proxy_protocol", choice(&[("v2", ())])).map(|at| at.span),
     };
     table.finish();
     cluster

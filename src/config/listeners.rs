@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Certificate, Listener, ListenerTls,
+    Certificate, ForwardedPolicy, Listener, ListenerTls,
     diagnostics::{Problem, quote},
     file::{WrittenListener, WrittenTls},
     pem,
@@ -105,7 +105,7 @@ fn overlap_problem(address: &At<SocketAddr>, first: &At<SocketAddr>) -> Problem 
 pub(super) fn resolve(
     written: WrittenListener,
     name: String,
-    trusted_proxies: &[IpNet],
+    (trusted_proxies, forwarded): (&[IpNet], ForwardedPolicy),
     base: &Path,
     problems: &mut Vec<Problem>,
 ) -> Option<Listener> {
@@ -120,6 +120,8 @@ pub(super) fn resolve(
         redirect_to_https: At::or(written.redirect_to_https, false),
         limits: written.limits,
         trusted_proxies: written.trusted_proxies.unwrap_or_else(|| trusted_proxies.to_vec()),
+        forwarded: written.forwarded.unwrap_or(forwarded),
+        proxy_protocol: written.proxy_protocol,
     })
 }
 

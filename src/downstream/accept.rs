@@ -10,7 +10,7 @@ use std::{
 
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{admission::Admission, connection, tls::Acceptor};
+use super::{admission::Admission, announcement, connection, tls::Acceptor};
 use crate::{
     error::Reason,
     observe::Throttle,
@@ -70,9 +70,12 @@ fn is_the_connections_own(error: &io::Error) -> bool {
 }
 
 fn open(worker: &Rc<Worker>, door: &Door, stream: TcpStream, peer: SocketAddr) {
-    let Some(admitted) = door.admission.admit(peer.ip()) else {
+    let announces = announcement::is_due(worker, door.listener, peer.ip());
+    let admission = &door.admission;
+    let admitted = if announces { admission.admit_unnamed() } else { admission.admit(peer.ip()) };
+    let Some(admitted) = admitted else {
         return reject(worker, door.listener, Reason::ConnectionLimit);
     };
-    let arrival = connection::Arrival { listener: door.listener, stream, peer, admitted };
+    let arrival = connection::Arrival { listener: door.listener, stream, peer, admitted, announces };
     tokio::task::spawn_local(connection::serve(worker.clone(), arrival, door.tls.clone()));
 }

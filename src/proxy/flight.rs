@@ -5,10 +5,11 @@ use std::{net::IpAddr, rc::Rc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    client,
+    client, forwarded,
     worker::{Client, ListenerView, View, Worker},
 };
 use crate::{
+    config::ForwardedPolicy,
     error::Reason,
     http::{
         fields::FieldId,
@@ -28,7 +29,7 @@ pub struct Flight<'c> {
     /// The head was refused: what is in it is not to be believed.
     pub unparsed: bool,
     pub client_ip: IpAddr,
-    /// The peer is one of `trusted_proxies`.
+    /// The client that the connection names is one of `trusted_proxies`.
     pub trusted: bool,
     pub request_id: [u8; 32],
     pub route: Option<usize>,
@@ -48,14 +49,18 @@ pub struct Flight<'c> {
 impl<'c> Flight<'c> {
     pub fn new(worker: &'c Worker, client: &'c Client, head: &'c mut RequestHead, started: Instant) -> Self {
         let view = worker.view();
-        let networks = &view.config.listeners[client.listener].trusted_proxies;
+        let listener = &view.config.listeners[client.listener];
+        let networks = &listener.trusted_proxies;
         let peer = client.ip();
         let trusted = !networks.is_empty() && client::is_trusted(networks, peer);
-        let client_ip = if trusted {
+        let client_ip = if !trusted {
+            peer
+        } else if listener.forwarded == ForwardedPolicy::Rfc7239 {
+            let values: Vec<&[u8]> = head.fields.all(FieldId::Forwarded).collect();
+            forwarded::client(values.into_iter(), networks, peer)
+        } else {
             let values: Vec<&[u8]> = head.fields.all(FieldId::XForwardedFor).collect();
             client::forwarded_for(values.into_iter(), networks, peer)
-        } else {
-            peer
         };
         view.listeners[client.listener].cells.request_started();
         Flight {
@@ -83,6 +88,11 @@ impl<'c> Flight<'c> {
 
     pub fn listener(&self) -> &ListenerView {
         &self.view.listeners[self.client.listener]
+    }
+
+    /// In which fields the backend learns who the client is.
+    pub fn forwarded_policy(&self) -> ForwardedPolicy {
+        self.view.config.listeners[self.client.listener].forwarded
     }
 
     /// `body_bytes` of the listener.

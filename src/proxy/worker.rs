@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     task::Waker,
@@ -17,6 +17,7 @@ use crate::{
     http::{
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
         message::RequestHead,
+        proxy_protocol::Ends,
     },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
     proxy::route::RouteTable,
@@ -72,6 +73,8 @@ pub struct View {
     pub config: Arc<Config>,
     pub listeners: Vec<ListenerView>,
     pub clusters: Vec<ClusterView>,
+    /// Some cluster tells its backends a connection's two ends, so each connection has to know them.
+    pub names_clients: bool,
 }
 
 #[derive(Debug)]
@@ -266,6 +269,7 @@ impl View {
                 .map(|index| ListenerView::new(config, index, https_port, shard))
                 .collect(),
             clusters: clusters.iter().map(|cluster| ClusterView::new(cluster, shard, seed)).collect(),
+            names_clients: clusters.iter().any(|cluster| cluster.config.proxy_protocol),
         }
     }
 }
@@ -350,7 +354,10 @@ impl ClusterView {
 #[derive(Debug)]
 pub struct Client {
     pub listener: usize,
-    pub peer: std::net::SocketAddr,
+    pub peer: SocketAddr,
+    /// The ends of the connection that the client itself made: those that a PROXY protocol header
+    /// named, or, where a cluster has to be told, the socket's. `None`: the peer is the client.
+    pub ends: Option<Box<Ends>>,
     pub tls: Option<TlsFacts>,
     /// The connection is being ended for abuse: requests that are cut then are on record as such.
     pub abusive: Cell<bool>,
@@ -365,8 +372,9 @@ pub struct TlsFacts {
 }
 
 impl Client {
+    /// The client as far as the connection tells; `Flight::client_ip` knows more.
     pub fn ip(&self) -> IpAddr {
-        self.peer.ip().to_canonical()
+        self.ends.as_ref().map_or(self.peer, |ends| ends.source).ip().to_canonical()
     }
 }
 

@@ -42,7 +42,7 @@ const HOMES: [(&str, &[&str]); 33] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
-    ("ipnet", &["config/", "proxy/client.rs"]),
+    ("ipnet", &["config/", "proxy/client.rs", "proxy/forwarded.rs"]),
     ("itoa", &["http/", "observe/"]),
     ("memchr", &["http/", "observe/", "proxy/", "upstream/"]),
     ("mimalloc", &["main.rs"]),

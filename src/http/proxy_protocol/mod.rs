@@ -105,17 +105,16 @@ impl std::error::Error for Malformed {}
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+    use std::net::IpAddr;
 
     use proptest::prelude::*;
 
     use super::*;
 
     fn address(v6: bool) -> impl Strategy<Value = SocketAddr> {
-        let ip = any::<u128>().prop_map(move |bits| match v6 {
-            true => IpAddr::from(Ipv6Addr::from_bits(bits)),
-            false => IpAddr::from(Ipv4Addr::from_bits((bits & 0xffff_ffff) as u32)),
-        });
+        let ipv4 = any::<[u8; 4]>().prop_map(IpAddr::from);
+        let ipv6 = any::<[u8; 16]>().prop_map(IpAddr::from);
+        let ip = if v6 { ipv6.boxed() } else { ipv4.boxed() };
         (ip, any::<u16>()).prop_map(SocketAddr::from)
     }
 
@@ -167,7 +166,8 @@ mod tests {
 
     #[test]
     fn what_begins_otherwise_is_refused_at_its_first_byte() {
-        for bytes in [&b"G"[..], b"\x16\x03\x01", b"proxy TCP4", b"PROXX", b"\r\n\r\n\0\r\nQUIT\r", b" PROXY"] {
+        for bytes in [&b"G"[..], b"\x16\x03\x01", b"proxy TCP4", b"PROXX", b"\r\n\r\n\0\r\nQUIT\r", b" PROXY"]
+        {
             assert_eq!(parse(bytes), Err(Malformed::Signature), "{}", bytes.escape_ascii());
         }
         assert_eq!(parse(b""), Ok(Parsed::Incomplete));
