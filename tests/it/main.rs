@@ -16,6 +16,7 @@ mod h2_abuse;
 mod life;
 mod limits;
 mod observe;
+mod proxy_protocol;
 mod retries;
 mod strict_h2;
 mod strict_requests;
