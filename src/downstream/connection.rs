@@ -48,8 +48,8 @@ impl Drop for Counted {
 
 /// Serves a connection until it ends; never fails, what goes wrong is counted.
 pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::Acceptor>) {
+    let _counted = Counted::new(&worker, arrival.listener);
     let Arrival { listener, mut stream, peer, mut admitted, announces } = arrival;
-    let _counted = Counted::new(&worker, listener);
     let seat = Seat::take(&worker);
     poll_fn(|cx| {
         seat.remember(cx.waker());
