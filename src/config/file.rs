@@ -9,10 +9,11 @@ use ipnet::IpNet;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AccessSink, Backend, ForwardedPolicy, HostMatch, Limits, LogFormat, Policy, Protocol, ProxyProtocol,
-    TlsVersion,
+    AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Policy, Protocol,
+    ProxyProtocol, TlsVersion,
     addresses::{backend_address, host, host_match, network, path_prefix, socket_address},
     diagnostics::{Problem, Span, quote},
+    firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
     limits,
     reader::{At, Switch, Table},
@@ -30,6 +31,8 @@ pub(super) struct File {
     pub(super) drain_timeout: Duration,
     pub(super) admin: Option<At<SocketAddr>>,
     pub(super) log: WrittenLog,
+    pub(super) firewall: WrittenFirewall,
+    pub(super) firewall_tables: FirewallTables,
     pub(super) listeners: Vec<WrittenListener>,
     pub(super) routes: Vec<WrittenRoute>,
     pub(super) clusters: Vec<WrittenCluster>,
@@ -53,6 +56,7 @@ pub(super) struct WrittenListener {
     pub(super) trusted_proxies: Option<Vec<IpNet>>,
     pub(super) forwarded: Option<ForwardedPolicy>,
     pub(super) proxy_protocol: Option<ProxyProtocol>,
+    pub(super) firewall: WrittenFirewall,
 }
 
 #[derive(Debug)]
@@ -76,6 +80,7 @@ pub(super) struct WrittenRoute {
     pub(super) path: Option<At<String>>,
     pub(super) listener: Option<At<String>>,
     pub(super) cluster: Option<At<String>>,
+    pub(super) firewall: Option<WrittenRouteFirewall>,
     /// Its match could not be read, so it can't be compared with others.
     pub(super) is_broken: bool,
 }
@@ -112,6 +117,7 @@ pub(super) fn read(mut top: Table<'_>) -> File {
     let limits = limits::read(&mut limits_table, &Limits::default());
     let drain_timeout = At::or(limits_table.optional("drain_timeout", duration), Duration::from_secs(30));
     limits_table.finish();
+    let (firewall, firewall_tables) = firewall::read(top.table("firewall"));
     let file = File {
         workers: top.optional("workers", number(1..=1024)).map(|at| at.value),
         user: top.optional("user", text).map(|at| at.value),
@@ -121,6 +127,8 @@ pub(super) fn read(mut top: Table<'_>) -> File {
         drain_timeout,
         admin: admin(top.table("admin")),
         log: log(top.table("log")),
+        firewall,
+        firewall_tables,
         listeners: listeners(&mut top, &limits),
         routes: top.tables("routes").into_iter().map(route).collect(),
         clusters: top
@@ -216,6 +224,7 @@ fn listener(mut table: Table<'_>, base: &Limits) -> WrittenListener {
         trusted_proxies: networks(&mut table),
         forwarded: forwarded(&mut table),
         proxy_protocol: proxy_protocol(table.table("proxy_protocol")),
+        firewall: firewall::read_for_listener(table.table("firewall")),
     };
     table.finish();
     listener
@@ -274,6 +283,7 @@ fn route(mut table: Table<'_>) -> WrittenRoute {
         path,
         listener,
         cluster: table.required("cluster", "\"web\"", text),
+        firewall: firewall::read_for_route(table.table("firewall")),
     };
     table.finish();
     route
@@ -390,10 +400,11 @@ mod tests {
         }
     }
 
-    /// The limits of a listener are those of the file, shown once.
+    /// The limits and the firewall of a listener are those of the file, shown once.
     fn shown_once(keys: BTreeSet<String>) -> BTreeSet<String> {
-        let once = |key: String| {
-            key.strip_prefix("listeners[].limits.").map_or(key.clone(), |rest| format!("limits.{rest}"))
+        let once = |key: String| match key.strip_prefix("listeners[].") {
+            Some(rest) if rest.starts_with("limits.") || rest.starts_with("firewall.") => rest.to_owned(),
+            _ => key,
         };
         keys.into_iter().map(once).collect()
     }

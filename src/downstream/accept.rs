@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use super::{admission::Admission, announcement, connection, tls::Acceptor};
 use crate::{
     error::Reason,
     observe::Throttle,
-    proxy::worker::{Worker, reject},
+    proxy::worker::{Worker, enforced, reject},
 };
 
 /// After an error that has no cause in the connection itself, such as no free file descriptor.
@@ -72,10 +72,27 @@ fn is_the_connections_own(error: &io::Error) -> bool {
 fn open(worker: &Rc<Worker>, door: &Door, stream: TcpStream, peer: SocketAddr) {
     let announces = announcement::is_due(worker, door.listener, peer.ip());
     let admission = &door.admission;
-    let admitted = if announces { admission.admit_unnamed() } else { admission.admit(peer.ip()) };
+    let admitted = if announces {
+        admission.admit_unnamed()
+    } else if passes_firewall(worker, door.listener, peer.ip()) {
+        admission.admit(peer.ip())
+    } else {
+        return;
+    };
     let Some(admitted) = admitted else {
         return reject(worker, door.listener, Reason::ConnectionLimit);
     };
     let arrival = connection::Arrival { listener: door.listener, stream, peer, admitted, announces };
     tokio::task::spawn_local(connection::serve(worker.clone(), arrival, door.tls.clone()));
+}
+
+/// Asks the firewall for a connection of this address, which is the client's; a refusal is on record.
+pub fn passes_firewall(worker: &Worker, listener: usize, address: IpAddr) -> bool {
+    let view = worker.view();
+    let refusal = view.firewall.connection(listener, address, Instant::now()).err();
+    let enforced = refusal.and_then(|refusal| enforced(refusal, &view.listeners[listener].cells));
+    if let Some(refusal) = &enforced {
+        reject(worker, listener, refusal.reason);
+    }
+    enforced.is_none()
 }

@@ -4,7 +4,7 @@ use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{admission::Admitted, announcement, h1, h2, tls};
+use super::{accept, admission::Admitted, announcement, h1, h2, tls};
 use crate::{
     error::Reason,
     http::{proxy_protocol::Ends, tls_stream::TlsStream, transport::Transport},
@@ -64,6 +64,9 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
         let announced = Box::pin(announcement::receive(&worker, &client, &mut stream)).await;
         let Ok(ends) = announced else { return };
         client.ends = ends.map(Box::new);
+        if !accept::passes_firewall(&worker, listener, client.ip()) {
+            return;
+        }
         if !admitted.name(client.ip()) {
             return reject(&worker, listener, Reason::ConnectionLimit);
         }
@@ -122,6 +125,7 @@ mod tests {
     use super::*;
     use crate::{
         config,
+        firewall::Firewall,
         observe::{AccessLog, Metrics},
         proxy::worker::View,
     };
@@ -134,7 +138,8 @@ mod tests {
         let (config, _) = config::parse("test", CONFIG, Path::new("")).unwrap();
         let metrics = Metrics::new(1);
         let log = AccessLog::start(&config.log, &metrics).unwrap();
-        let view = View::new(&Arc::new(config), &[], &metrics.shard(0), 0);
+        let firewall = Arc::new(Firewall::new(&config));
+        let view = View::new(&Arc::new(config), &firewall, &[], &metrics.shard(0), 0);
         let worker = Rc::new(Worker::new(view, metrics.shard(0), log.writer()));
         let _another = Counted::new(&worker, 0);
         let tasks = tokio::task::LocalSet::new();

@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn chain_of(values: &[&str]) -> String {
-        String::from_utf8(chain(values.iter().map(|value| value.as_bytes()), b"for=ours")).unwrap()
+        String::from_utf8(chain(values.iter().map(|value| value.as_bytes()), b"for=_ours")).unwrap()
     }
 
     #[test]
@@ -300,7 +300,7 @@ mod tests {
             assert_eq!(client_of(&[&value]), "1.2.3.4", "{value}");
             assert_eq!(
                 chain_of(&[&value]),
-                "for=1.2.3.4;host=\"a,\\\"b\", for=10.0.0.2, for=ours",
+                "for=1.2.3.4;host=\"a,\\\"b\", for=10.0.0.2, for=_ours",
                 "{value}"
             );
         }
@@ -317,10 +317,10 @@ mod tests {
 
     #[test]
     fn adds_to_what_is_well_formed() {
-        assert_eq!(chain_of(&[]), "for=ours");
-        assert_eq!(chain_of(&["for=1.2.3.4 ,  for=_x", "by=y"]), "for=1.2.3.4, for=_x, by=y, for=ours");
-        assert_eq!(chain_of(&["for=1.2.3.4", "for=\""]), "for=ours");
-        assert_eq!(chain_of(&["for=1.2.3.4, oops, for=5.6.7.8"]), "for=5.6.7.8, for=ours");
+        assert_eq!(chain_of(&[]), "for=_ours");
+        assert_eq!(chain_of(&["for=1.2.3.4 ,  for=_x", "by=y"]), "for=1.2.3.4, for=_x, by=y, for=_ours");
+        assert_eq!(chain_of(&["for=1.2.3.4", "for=\""]), "for=_ours");
+        assert_eq!(chain_of(&["for=1.2.3.4, oops, for=5.6.7.8"]), "for=5.6.7.8, for=_ours");
     }
 
     #[test]
@@ -348,7 +348,7 @@ mod tests {
 
         #[test]
         fn a_chain_is_well_formed_to_its_first_element(value in "[a-c=\"\\\\,; ]{0,30}") {
-            let chain = chain([value.as_bytes()].into_iter(), b"for=ours");
+            let chain = chain([value.as_bytes()].into_iter(), b"for=_ours");
             let kept: Vec<_> = elements([chain.as_slice()].into_iter()).collect();
             let length: usize = kept.iter().map(|element| element.text.len()).sum();
             prop_assert_eq!(length + 2 * (kept.len() - 1), chain.len());

@@ -283,6 +283,26 @@ fn connections_per_ip_counts_the_address_that_is_named() {
 }
 
 #[test]
+fn the_firewall_looks_at_the_address_that_is_named() {
+    let backend = Backend::saying("ok");
+    let engine = setup(&backend)
+        .more("[firewall]\ndeny = [\"192.0.2.0/24\", \"127.0.0.1\"]\nconnection_rate = { rate = \"2/h\" }")
+        .start();
+    let answer =
+        |source: &str| exchange(engine.plain, [&line(source)[..], b"GET / HTTP/1.0\r\n\r\n"].concat());
+    assert_eq!(answer("192.0.2.7"), "");
+    assert_eq!(rejections(&engine, "denied"), 1);
+    for source in ["198.51.100.1", "198.51.100.2"] {
+        assert!(answer(source).starts_with("HTTP/1.1 200"), "the peer itself is on the list");
+        assert!(answer(source).starts_with("HTTP/1.1 200"));
+        assert_eq!(answer(source), "", "the third connection of {source}");
+    }
+    assert_eq!(rejections(&engine, "rate_limited"), 2);
+    assert!(tls_behind(&line("192.0.2.7"), &engine).is_err());
+    assert_eq!(rejections(&engine, "denied"), 2);
+}
+
+#[test]
 fn trusted_proxies_looks_at_the_address_that_is_named() {
     let backend = Backend::echo();
     let engine = setup(&backend).top("trusted_proxies = [\"127.0.0.1\", \"9.9.9.9\"]").start();
@@ -317,8 +337,8 @@ fn hexadecimal(bytes: &[u8]) -> String {
     })
 }
 
-fn header_of(source: impl ToString, destination: impl ToString) -> String {
-    hexadecimal(&binary(&source.to_string(), &destination.to_string()))
+fn header_of(source: &str, destination: &str) -> String {
+    hexadecimal(&binary(source, destination))
 }
 
 #[test]
@@ -327,14 +347,15 @@ fn backends_are_told_of_each_client() {
     let engine =
         setup(&backend).top("trusted_proxies = [\"127.0.0.3\"]").cluster("proxy_protocol = \"v2\"").start();
     let from = |source| Client::plain_from([127, 0, 0, source], engine.plain);
+    let reached = engine.plain.to_string();
     let mut client = from(2);
     for _ in 0..2 {
-        let expected = header_of(client.address(), engine.plain);
+        let expected = header_of(&client.address().to_string(), &reached);
         assert_eq!(client.get("/").text(), expected);
     }
     assert_eq!(backend.connections(), 2, "none is used twice");
     let mut other = from(4);
-    let expected = header_of(other.address(), engine.plain);
+    let expected = header_of(&other.address().to_string(), &reached);
     assert_eq!(other.get("/").text(), expected);
 
     let mut announced = Client::plain(engine.plain);
@@ -342,13 +363,13 @@ fn backends_are_told_of_each_client() {
     assert_eq!(announced.response("GET").text(), header_of("[2001:db8::1]:5", "[2001:db8::2]:443"));
     let mut local = Client::plain(engine.plain);
     local.send(behind(&LOCAL));
-    assert_eq!(local.response("GET").text(), header_of(local.address(), engine.plain));
+    assert_eq!(local.response("GET").text(), header_of(&local.address().to_string(), &reached));
 
     let mut vouched = from(3);
     for (named, expected) in [
-        ("6.6.6.6", header_of("6.6.6.6:0", engine.plain)),
-        ("2001:db8::7", header_of("[2001:db8::7]:0", engine.plain)),
-        ("127.0.0.3", header_of(vouched.address(), engine.plain)),
+        ("6.6.6.6", header_of("6.6.6.6:0", &reached)),
+        ("2001:db8::7", header_of("[2001:db8::7]:0", &reached)),
+        ("127.0.0.3", header_of(&vouched.address().to_string(), &reached)),
     ] {
         vouched.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {named}\r\n\r\n"));
         assert_eq!(vouched.response("GET").text(), expected, "{named}");
