@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod admission;
+mod announcement;
 mod connection;
 mod h1;
 mod h2;

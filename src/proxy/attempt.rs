@@ -103,7 +103,7 @@ async fn over_http1<D: Downstream>(
         lease
     } else {
         // Boxed: connecting takes more room than all the rest, and most requests don't.
-        let lease = Box::pin(open_http1(target)).await?;
+        let lease = Box::pin(open_http1(flight, target)).await?;
         counted.sent = Instant::now();
         lease
     };
@@ -127,16 +127,18 @@ async fn over_http1<D: Downstream>(
     }
 }
 
-async fn open_http1(target: Target<'_>) -> Result<Lease, Failed> {
+async fn open_http1(flight: &Flight<'_>, target: Target<'_>) -> Result<Lease, Failed> {
     let start = Instant::now();
-    let transport = open(target).await?;
+    let header =
+        if target.cluster.cluster.config.proxy_protocol { forward::proxy_header(flight) } else { Vec::new() };
+    let transport = open(target, &header).await?;
     let open = Open::count(target.backend.cells.clone(), start.elapsed());
     Ok(Lease::new(h1::Connection::new(transport), open))
 }
 
-async fn open(target: Target<'_>) -> Result<Transport, Failed> {
+async fn open(target: Target<'_>, header: &[u8]) -> Result<Transport, Failed> {
     let cluster = &target.cluster.cluster;
-    match connect(cluster, &cluster.backends[target.index]).await {
+    match connect(cluster, &cluster.backends[target.index], header).await {
         Ok(Connected::Tcp(stream)) => Ok(Transport::Tcp(stream)),
         Ok(Connected::Tls(stream)) => Ok(Transport::UpstreamTls(stream)),
         Err(error) => {
@@ -189,7 +191,7 @@ async fn shared(target: Target<'_>) -> Result<h2::upstream::Handle, Failed> {
 
 async fn open_h2(target: Target<'_>) -> Result<(), Failed> {
     let start = Instant::now();
-    let transport = open(target).await?;
+    let transport = open(target, &[]).await?;
     let handshake = h2::upstream::handshake(transport).await;
     let (handle, drive) = handshake.map_err(|_| Failed::unsent(Reason::UpstreamClosed))?;
     let open = Open::count(target.backend.cells.clone(), start.elapsed());

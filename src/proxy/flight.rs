@@ -5,10 +5,11 @@ use std::{borrow::Cow, net::IpAddr, rc::Rc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    client,
+    client, forwarded,
     worker::{Client, ListenerView, View, Worker},
 };
 use crate::{
+    config::ForwardedPolicy,
     error::Reason,
     http::{
         fields::FieldId,
@@ -30,7 +31,7 @@ pub struct Flight<'c> {
     /// The peer, or whom a trusted peer names.
     pub client_ip: IpAddr,
     client_ip_text: Cow<'c, str>,
-    /// The peer is one of `trusted_proxies`.
+    /// The client that the connection names is one of `trusted_proxies`.
     pub trusted: bool,
     pub request_id: [u8; 32],
     pub route: Option<usize>,
@@ -52,13 +53,17 @@ pub struct Flight<'c> {
 impl<'c> Flight<'c> {
     pub fn new(worker: &'c Worker, client: &'c Client, head: &'c mut RequestHead, started: Instant) -> Self {
         let view = worker.view();
-        let networks = &view.config.listeners[client.listener].trusted_proxies;
+        let listener = &view.config.listeners[client.listener];
+        let networks = &listener.trusted_proxies;
         let trusted = !networks.is_empty() && client::is_trusted(networks, client.ip);
-        let client_ip = if trusted {
+        let client_ip = if !trusted {
+            client.ip
+        } else if listener.forwarded == ForwardedPolicy::Rfc7239 {
+            let values: Vec<&[u8]> = head.fields.all(FieldId::Forwarded).collect();
+            forwarded::client(values.into_iter(), networks, client.ip)
+        } else {
             let values: Vec<&[u8]> = head.fields.all(FieldId::XForwardedFor).collect();
             client::forwarded_for(values.into_iter(), networks, client.ip)
-        } else {
-            client.ip
         };
         let client_ip_text = if client_ip == client.ip {
             Cow::Borrowed(&*client.ip_text)
@@ -93,6 +98,11 @@ impl<'c> Flight<'c> {
 
     pub fn listener(&self) -> &ListenerView {
         &self.view.listeners[self.client.listener]
+    }
+
+    /// In which fields the backend learns who the client is.
+    pub fn forwarded_policy(&self) -> ForwardedPolicy {
+        self.view.config.listeners[self.client.listener].forwarded
     }
 
     /// `body_bytes` of the listener.

@@ -3,11 +3,14 @@
 //! Hop-by-hop fields are gone already (the codecs drop them, RFC 9110 §7.6.1) and framing is
 //! written anew by the codec that sends.
 
-use super::flight::Flight;
+use std::net::SocketAddr;
+
+use super::{flight::Flight, forwarded};
 use crate::http::{
     fields::FieldId,
     h1::encode,
     message::{RequestHead, Version},
+    proxy_protocol::{self, Ends},
 };
 
 /// Writes every field but framing for an HTTP/1 backend; `fallback` is the host of a request that
@@ -47,27 +50,25 @@ fn passes(flight: &Flight<'_>, id: FieldId) -> bool {
         | FieldId::ContentLength
         | FieldId::TransferEncoding
         | FieldId::Te
+        | FieldId::Forwarded
         | FieldId::XForwardedFor
         | FieldId::XRequestId => false,
-        FieldId::XForwardedHost | FieldId::XForwardedProto | FieldId::Forwarded => flight.trusted,
+        FieldId::XForwardedHost | FieldId::XForwardedProto => {
+            flight.trusted && flight.forwarded_policy().sets_x_forwarded()
+        }
         _ => true,
     }
 }
 
 /// The fields that we set: identity, and that we were here (RFC 9110 §7.6.3).
 fn ours(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
-    let fields = &flight.head.fields;
     each("x-request-id", flight.id());
-    forwarded_for(flight, each);
-    let vouched = |id| flight.trusted && fields.get(id).is_some();
-    if !vouched(FieldId::XForwardedProto) {
-        each("x-forwarded-proto", if flight.client.tls.is_some() { b"https" } else { b"http" });
+    let policy = flight.forwarded_policy();
+    if policy.sets_x_forwarded() {
+        x_forwarded(flight, each);
     }
-    if !vouched(FieldId::XForwardedHost) && !flight.head.host.is_empty() {
-        match flight.head.port {
-            None => each("x-forwarded-host", flight.head.host.as_bytes()),
-            Some(_) => each("x-forwarded-host", flight.head.authority().as_bytes()),
-        }
+    if policy.sets_rfc7239() {
+        forwarded(flight, each);
     }
     each(
         "via",
@@ -80,6 +81,46 @@ fn ours(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
     if flight.head.expects_continue {
         each("expect", b"100-continue");
     }
+}
+
+fn x_forwarded(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
+    let vouched = |id| flight.trusted && flight.head.fields.get(id).is_some();
+    forwarded_for(flight, each);
+    if !vouched(FieldId::XForwardedProto) {
+        each("x-forwarded-proto", proto(flight).as_bytes());
+    }
+    if !vouched(FieldId::XForwardedHost) && !flight.head.host.is_empty() {
+        match flight.head.port {
+            None => each("x-forwarded-host", flight.head.host.as_bytes()),
+            Some(_) => each("x-forwarded-host", flight.head.authority().as_bytes()),
+        }
+    }
+}
+
+fn proto(flight: &Flight<'_>) -> &'static str {
+    if flight.client.tls.is_some() { "https" } else { "http" }
+}
+
+/// Our element of RFC 7239, behind those that a trusted peer vouches for.
+fn forwarded(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
+    let mut chain = forwarded::element(flight.client.ip, &flight.head.authority(), proto(flight));
+    if flight.trusted {
+        let values: Vec<&[u8]> = flight.head.fields.all(FieldId::Forwarded).collect();
+        chain = forwarded::chain(values.into_iter(), &chain);
+    }
+    each("forwarded", &chain);
+}
+
+/// The header in front of a connection that is for this request alone: who asks, and whom they
+/// reached. The port is known only of a client that no trusted peer stands before.
+pub fn proxy_header(flight: &Flight<'_>) -> Vec<u8> {
+    let listener = &flight.view.config.listeners[flight.client.listener];
+    // Connections that are older than the cluster don't know their ends.
+    let ends = flight.client.ends.as_deref().copied();
+    let ends = ends.unwrap_or_else(|| Ends::new(flight.client.peer, listener.address));
+    let is_client = flight.client_ip == ends.source.ip();
+    let source = if is_client { ends.source } else { SocketAddr::new(flight.client_ip, 0) };
+    proxy_protocol::write(&Ends::new(source, ends.destination))
 }
 
 /// The peer's address, behind those that a trusted peer vouches for.

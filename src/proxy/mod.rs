@@ -5,6 +5,7 @@ mod attempt;
 pub mod client;
 pub mod flight;
 mod forward;
+pub mod forwarded;
 pub mod patience;
 mod relay;
 pub mod route;

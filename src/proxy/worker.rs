@@ -18,6 +18,7 @@ use crate::{
     http::{
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
         message::{RequestHead, ResponseHead},
+        proxy_protocol::Ends,
     },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
     proxy::route::RouteTable,
@@ -75,6 +76,8 @@ pub struct View {
     pub firewall: Arc<Firewall>,
     pub listeners: Vec<ListenerView>,
     pub clusters: Vec<ClusterView>,
+    /// Some cluster tells its backends a connection's two ends, so each connection has to know them.
+    pub names_clients: bool,
 }
 
 #[derive(Debug)]
@@ -289,6 +292,7 @@ impl View {
                 .map(|index| ListenerView::new(config, index, https_port, shard))
                 .collect(),
             clusters: clusters.iter().map(|cluster| ClusterView::new(cluster, shard, seed)).collect(),
+            names_clients: clusters.iter().any(|cluster| cluster.config.proxy_protocol),
         }
     }
 }
@@ -373,12 +377,17 @@ impl ClusterView {
 #[derive(Debug)]
 pub struct Client {
     pub listener: usize,
-    /// The peer; an IPv4 client of an IPv6 socket is the same client.
+    pub peer: SocketAddr,
+    /// The client as far as the connection tells, in canonical form: the peer, or whom a PROXY
+    /// protocol header names; `Flight::client_ip` knows more.
     pub ip: IpAddr,
     /// The same as text, for every request's log line and `x-forwarded-for`.
     pub ip_text: Box<str>,
     /// With the port.
     pub peer_text: Box<str>,
+    /// The ends of the connection that the client itself made: those that a PROXY protocol header
+    /// named, or, where a cluster has to be told, the socket's. `None`: the peer is the client.
+    pub ends: Option<Box<Ends>>,
     pub tls: Option<TlsFacts>,
     /// The connection is being ended for abuse: requests that are cut then are on record as such.
     pub abusive: Cell<bool>,
@@ -397,12 +406,21 @@ impl Client {
         let ip = peer.ip().to_canonical();
         Client {
             listener,
+            peer,
             ip,
             ip_text: ip.to_string().into(),
             peer_text: SocketAddr::new(ip, peer.port()).to_string().into(),
+            ends: None,
             tls: None,
             abusive: Cell::new(false),
         }
+    }
+
+    /// The client is who made a connection with these ends.
+    pub fn name(&mut self, ends: Ends) {
+        self.ip = ends.source.ip().to_canonical();
+        self.ip_text = self.ip.to_string().into();
+        self.ends = Some(Box::new(ends));
     }
 }
 

@@ -21,7 +21,10 @@ use super::{
 use crate::{
     config::{Check, Health, HttpCheck, Protocol},
     error::Reason,
-    http::probe_client::{self, ProbeError, ProbeRequest, ProbeResponse},
+    http::{
+        probe_client::{self, ProbeError, ProbeRequest, ProbeResponse},
+        proxy_protocol,
+    },
 };
 
 /// How much of a body `expect_body` looks at.
@@ -103,7 +106,7 @@ where
     let mut delay = second_probe_delay(rules.interval, fastrand::u64(..));
     loop {
         let started = Instant::now();
-        let failure = probe(backend, rules, cluster.config.protocol).await.err();
+        let failure = probe(&cluster, backend, rules).await.err();
         let duration = started.elapsed();
         let (result, detail) = failure.unwrap_or((ProbeResult::Ok, String::new()));
         let verdict = if result == ProbeResult::Ok { Ok(()) } else { Err(detail.as_str()) };
@@ -127,10 +130,14 @@ where
 type Failure = (ProbeResult, String);
 
 /// One probe of one backend.
-async fn probe(backend: &Backend, rules: &Health, protocol: Protocol) -> Result<(), Failure> {
+async fn probe(cluster: &Cluster, backend: &Backend, rules: &Health) -> Result<(), Failure> {
     let deadline = after(Instant::now(), rules.timeout);
     let port = rules.port.unwrap_or(backend.port);
-    let stream = connect_port(backend, port, rules.timeout).await.map_err(connect_failure)?;
+    // A port for checks alone is taken to be an ordinary one.
+    let has_header = cluster.config.proxy_protocol && rules.port.is_none();
+    let header: &[u8] = if has_header { &proxy_protocol::LOCAL } else { &[] };
+    let connected = connect_port(backend, port, rules.timeout, header).await;
+    let (stream, protocol) = (connected.map_err(connect_failure)?, cluster.config.protocol);
     let Check::Http(check) = &rules.check else { return Ok(()) };
     let https = backend.tls.is_some();
     let exchange = async {

@@ -32,6 +32,7 @@ pub(super) fn cluster_config(addresses: &[&str]) -> Cluster {
         idle_timeout: Duration::from_secs(5),
         idle_connections: 1,
         retries: 1,
+        proxy_protocol: false,
     }
 }
 

@@ -43,7 +43,7 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
-    ("ipnet", &["cli.rs", "config/", "firewall/export.rs", "proxy/client.rs"]),
+    ("ipnet", &["cli.rs", "config/", "firewall/export.rs", "proxy/client.rs", "proxy/forwarded.rs"]),
     ("itoa", &["http/", "observe/"]),
     ("landlock", &["app/sandbox.rs"]),
     ("memchr", &["http/", "observe/", "proxy/", "upstream/"]),
