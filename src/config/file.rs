@@ -88,7 +88,7 @@ pub(super) struct WrittenCluster {
     pub(super) response_timeout: Duration,
     pub(super) response_idle_timeout: Duration,
     pub(super) idle_timeout: Duration,
-    pub(super) idle_connections: usize,
+    pub(super) idle_connections: Option<usize>,
     pub(super) retries: u32,
 }
 
@@ -272,7 +272,7 @@ fn cluster(name: At<String>, mut table: Table<'_>) -> WrittenCluster {
             Duration::from_mins(5),
         ),
         idle_timeout: At::or(table.optional("idle_timeout", duration), Duration::from_secs(50)),
-        idle_connections: At::or(table.optional("idle_connections", number(0..=100_000)), 128),
+        idle_connections: table.optional("idle_connections", number(0..=100_000)).map(|read| read.value),
         retries: At::or(table.optional("retries", number(0..=10)), 2),
     };
     table.finish();

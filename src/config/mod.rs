@@ -218,8 +218,8 @@ pub struct Cluster {
     pub response_timeout: Duration,
     pub response_idle_timeout: Duration,
     pub idle_timeout: Duration,
-    /// For each backend and worker.
-    pub idle_connections: usize,
+    /// For each backend and worker, whatever was in use; `None`: as many as were used of late.
+    pub idle_connections: Option<usize>,
     /// Attempts after the first.
     pub retries: u32,
 }

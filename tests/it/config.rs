@@ -202,6 +202,7 @@ fn reference_shows_the_defaults_that_are_used() {
         "name",
         "host",
         "listener",
+        "idle_connections",
         "server_name",
         "host",
         "expect_body",
