@@ -121,11 +121,11 @@ fn pool(criterion: &mut Criterion) {
     let cells = Metrics::new(1).shard(0).backend("web", "127.0.0.1:1");
     let connection = h1::Connection::new(Transport::Tcp(stream));
     let (mut pool, now) = (Pool::default(), Instant::now());
-    pool.give(Lease::new(connection, Open::count(cells, Duration::ZERO)), now, 1);
+    pool.give(Lease::new(connection, Open::count(cells, Duration::ZERO)), now, None);
     criterion.bench_function("pool/take and give", |bencher| {
         bencher.iter(|| {
             let lease = pool.take(now, Duration::from_mins(1)).expect("the idle connection");
-            pool.give(lease, now, 1);
+            pool.give(lease, now, None);
         });
     });
 }

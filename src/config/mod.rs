@@ -369,8 +369,9 @@ pub struct Cluster {
     pub response_timeout: Duration,
     pub response_idle_timeout: Duration,
     pub idle_timeout: Duration,
-    /// For each backend and worker; 0 with `proxy_protocol`.
-    pub idle_connections: usize,
+    /// For each backend and worker, whatever was in use; `None`: as many as were used of late. 0 with
+    /// `proxy_protocol`.
+    pub idle_connections: Option<usize>,
     /// Attempts after the first.
     pub retries: u32,
     /// Connections begin with a header (PROXY protocol version 2) that names their client; only with

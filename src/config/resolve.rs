@@ -105,8 +105,8 @@ fn cluster(written: WrittenCluster, base: &Path, problems: &mut Vec<Problem>) ->
         idle_timeout: written.idle_timeout,
         // A connection that names one client is of no use to the next.
         idle_connections: match written.proxy_protocol {
-            Some(_) => 0,
-            None => At::or(written.idle_connections, 128),
+            Some(_) => Some(0),
+            None => written.idle_connections.map(|at| at.value),
         },
         retries: written.retries,
         proxy_protocol: written.proxy_protocol.is_some(),

@@ -98,8 +98,8 @@ async fn over_http1<D: Downstream>(
     counted: &mut Counted,
 ) -> Result<(), Failed> {
     let config = &target.cluster.cluster.config;
-    let pooled = target.backend.pool.borrow_mut().take(counted.sent, config.idle_timeout);
-    let mut lease = if let Some(lease) = pooled {
+    let pool = &target.backend.pool;
+    let mut lease = if let Some(lease) = pool.borrow_mut().take(counted.sent, config.idle_timeout) {
         lease
     } else {
         // Boxed: connecting takes more room than all the rest, and most requests don't.
@@ -119,7 +119,7 @@ async fn over_http1<D: Downstream>(
     match result {
         Ok(done) => {
             if done.complete && reusable {
-                target.backend.pool.borrow_mut().give(lease, done.ended, config.idle_connections);
+                pool.borrow_mut().give(lease, done.ended, config.idle_connections);
             }
             Ok(())
         }

@@ -194,9 +194,11 @@ impl Worker {
 
     /// Closes pooled connections that are too old, closed or talk out of turn.
     pub fn sweep_pools(&self) {
+        let now = Instant::now();
         for cluster in &self.view().clusters {
+            let config = &cluster.cluster.config;
             for backend in &cluster.backends {
-                backend.pool.borrow_mut().sweep(cluster.cluster.config.idle_timeout);
+                backend.pool.borrow_mut().sweep(now, config.idle_timeout, config.idle_connections);
             }
         }
     }

@@ -220,6 +220,7 @@ fn reference_shows_the_defaults_that_are_used() {
         "firewall.deny_files",
         "firewall.rate_limits",
         "proxy_protocol",
+        "idle_connections",
         "server_name",
         "host",
         "expect_body",
