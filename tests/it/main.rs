@@ -17,6 +17,7 @@ mod life;
 mod limits;
 mod observe;
 mod retries;
+mod smuggling;
 mod strict_h2;
 mod strict_requests;
 mod strict_responses;
