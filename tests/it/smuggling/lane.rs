@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::oracle::{self, Reading, Seen};
+use super::oracle::{self, From, Reading, Seen};
 use crate::support::{
     GUARD,
     engine::{Engine, Setup},
@@ -80,7 +80,7 @@ fn converse(mut stream: TcpStream, seen: &Mutex<Seens>) {
     // Of the request at the front: was it answered, was its body asked for?
     let (mut answered, mut asked) = (false, false);
     loop {
-        match oracle::read(&bytes) {
+        match oracle::read(&bytes, From::Proxy) {
             Ok(Reading::Whole(mut request)) => {
                 bytes.drain(..request.raw.len());
                 let tunnel = switches(&request);
@@ -115,7 +115,7 @@ fn converse(mut stream: TcpStream, seen: &Mutex<Seens>) {
             Ok(count) => bytes.extend_from_slice(&block[..count]),
         }
     }
-    match oracle::read(&bytes) {
+    match oracle::read(&bytes, From::Proxy) {
         Ok(Reading::Head(request)) => seen.lock().unwrap().requests.push(request),
         _ if bytes.is_empty() => {}
         rest => seen.lock().unwrap().problems.push(format!("at the end: {rest:?} {}", bytes.escape_ascii())),
@@ -291,6 +291,7 @@ impl Lane {
         for request in seen.values() {
             panic!("{}: the backend saw what nobody logged: {}", self.name, request.raw.escape_ascii());
         }
+        self.compare_with_input(log, &by_peer);
         for (index, sent) in self.sent.iter().enumerate() {
             let answer = String::from_utf8_lossy(&sent.answer);
             let answers =
@@ -300,6 +301,36 @@ impl Lane {
             }
             if self.strangers(&answer, &[index]) {
                 self.fail(index, &format!("somebody else's answer:\n{answer}"));
+            }
+        }
+    }
+
+    /// Compares what was forwarded with what a client sent over HTTP/1: nothing but its requests, in
+    /// their order, and never a part of a body.
+    fn compare_with_input(&self, log: &[Value], by_peer: &HashMap<String, Vec<usize>>) {
+        let mut lines: HashMap<&str, Vec<&Value>> = HashMap::new();
+        for line in log.iter().filter(|line| line["protocol"] == "http1") {
+            lines.entry(line["peer"].as_str().unwrap()).or_default().push(line);
+        }
+        for (peer, lines) in lines {
+            // A port that was used twice can't be told apart.
+            let [sender] = by_peer[peer][..] else { continue };
+            let sent = oracle::read_all(&self.sent[sender].bytes, From::Client);
+            for (index, line) in lines.iter().enumerate() {
+                let whole = line["attempts"] == 1 && line["reason"].is_null();
+                let Some(request) = sent.get(index) else {
+                    if whole {
+                        self.fail(sender, &format!("no request was sent for this: {line}"));
+                    }
+                    continue;
+                };
+                let (bytes, body) = (line["bytes_in"].as_u64().unwrap(), request.body.len() as u64);
+                let tunnel = line["status"] == 101;
+                let same = line["method"] == request.method && (bytes <= body || tunnel);
+                // What an answer came too early for, or a tunnel, is the last of its connection.
+                if whole && (!same || bytes != body && index + 1 < lines.len()) {
+                    self.fail(sender, &format!("{line}\nis not {}", request.raw.escape_ascii()));
+                }
             }
         }
     }

@@ -1,5 +1,5 @@
-//! A second opinion on what a backend was sent: the strictest reading of RFC 9112 there is, written
-//! without the proxy's code. Anything that could be read otherwise is an error.
+//! A second opinion on what was sent: the strictest reading of RFC 9112 there is, written without the
+//! proxy's code. Anything that could be read otherwise is an error.
 
 /// A request as the backend saw it.
 #[derive(Clone, Debug)]
@@ -33,27 +33,64 @@ impl Seen {
         assert!(all.next().is_none(), "{name} twice: {}", self.raw.escape_ascii());
         first
     }
+
+    fn all(&self, name: &str) -> Vec<&str> {
+        self.fields.iter().filter(|(other, _)| other == name).map(|(_, value)| value.as_str()).collect()
+    }
+}
+
+/// Who wrote what is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Any client: a little more of the RFC's freedom.
+    Client,
+    /// The proxy, which always writes the one plain form.
+    Proxy,
+}
+
+/// All requests at the front that are whole, and the one behind them if that is only cut.
+pub fn read_all(mut bytes: &[u8], from: From) -> Vec<Seen> {
+    let mut all = Vec::new();
+    loop {
+        match read(bytes, from) {
+            Ok(Reading::Whole(seen)) => {
+                bytes = &bytes[seen.raw.len()..];
+                all.push(seen);
+            }
+            Ok(Reading::Head(seen)) => {
+                all.push(seen);
+                return all;
+            }
+            Ok(Reading::Partial) | Err(_) => return all,
+        }
+    }
 }
 
 /// Reads the request at the front.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn read(bytes: &[u8]) -> Result<Reading, String> {
-    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+pub fn read(bytes: &[u8], from: From) -> Result<Reading, String> {
+    let skipped = if from == From::Client && bytes.starts_with(b"\r\n") { 2 } else { 0 };
+    let Some(end) = bytes[skipped..].windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(Reading::Partial);
     };
-    let mut seen = head(&bytes[..end + 2])?;
+    let end = skipped + end;
+    let mut seen = head(&bytes[skipped..end + 2], from)?;
     let rest = &bytes[end + 4..];
-    let (length, coding) = (seen.field("content-length"), seen.field("transfer-encoding"));
-    let taken = match (length, coding) {
-        (None, None) => Some(0),
-        (Some(length), None) => {
+    let lengths = seen.all("content-length");
+    let length = lengths.first().copied();
+    if from == From::Proxy && lengths.len() > 1 || lengths.iter().any(|each| Some(*each) != length) {
+        return Err(format!("lengths: {lengths:?}"));
+    }
+    let taken = match (length, &seen.all("transfer-encoding")[..]) {
+        (None, []) => Some(0),
+        (Some(length), []) => {
             let length = number(length.as_bytes(), 10)?;
             seen.body = rest[..length.min(rest.len())].to_vec();
             (rest.len() >= length).then_some(length)
         }
-        (None, Some("chunked")) => chunks(rest, &mut seen.body)?,
+        (None, [coding]) if coding.eq_ignore_ascii_case("chunked") => chunks(rest, &mut seen.body, from)?,
         framing => return Err(format!("framing: {framing:?}")),
     };
     seen.broken_off = taken.is_none();
@@ -61,21 +98,25 @@ pub fn read(bytes: &[u8]) -> Result<Reading, String> {
     Ok(if taken.is_some() { Reading::Whole(seen) } else { Reading::Head(seen) })
 }
 
-fn head(head: &[u8]) -> Result<Seen, String> {
+fn head(head: &[u8], from: From) -> Result<Seen, String> {
     // Values may hold bytes beyond ASCII: each is a character here.
     let text: String = head.iter().map(|byte| char::from(*byte)).collect();
     let mut lines = text.strip_suffix("\r\n").ok_or("no line end")?.split("\r\n");
     let first: Vec<&str> = lines.next().unwrap_or_default().split(' ').collect();
-    let [method, target, "HTTP/1.1"] = first[..] else { return Err(format!("request line: {first:?}")) };
+    let [method, target, version] = first[..] else { return Err(format!("request line: {first:?}")) };
+    if version != "HTTP/1.1" && (from == From::Proxy || version != "HTTP/1.0") {
+        return Err(format!("version: {version:?}"));
+    }
     if method.is_empty() || !method.bytes().all(|byte| is_token(byte) && !byte.is_ascii_lowercase()) {
         return Err(format!("method: {method:?}"));
     }
     let visible = target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-    if !visible || !(target.starts_with('/') || target == "*") {
+    if !visible || from == From::Proxy && !(target.starts_with('/') || target == "*") {
         return Err(format!("target: {target:?}"));
     }
-    let fields = lines.map(field).collect::<Result<Vec<_>, _>>()?;
-    if fields.iter().filter(|(name, _)| name == "host").count() != 1 {
+    let fields = lines.map(|line| field(line, from)).collect::<Result<Vec<_>, _>>()?;
+    let hosts = fields.iter().filter(|(name, _)| name == "host").count();
+    if hosts > 1 || hosts == 0 && version == "HTTP/1.1" {
         return Err("not one host".to_owned());
     }
     Ok(Seen {
@@ -88,10 +129,10 @@ fn head(head: &[u8]) -> Result<Seen, String> {
     })
 }
 
-fn field(line: &str) -> Result<(String, String), String> {
+fn field(line: &str, from: From) -> Result<(String, String), String> {
     let (name, value) = line.split_once(':').ok_or_else(|| format!("field: {line:?}"))?;
     // An underscore is one too, and gateways take it for a hyphen: none is passed on.
-    if name.is_empty() || !name.bytes().all(|byte| is_token(byte) && byte != b'_') {
+    if name.is_empty() || !name.bytes().all(|byte| is_token(byte) && (byte != b'_' || from == From::Client)) {
         return Err(format!("name: {line:?}"));
     }
     if value.chars().any(|each| each != '\t' && each.is_ascii_control()) {
@@ -114,12 +155,11 @@ fn number(digits: &[u8], radix: u32) -> Result<usize, String> {
 }
 
 /// Reads chunks into `body`; the bytes that they took, or `None` when there are more to come.
-fn chunks(bytes: &[u8], body: &mut Vec<u8>) -> Result<Option<usize>, String> {
+fn chunks(bytes: &[u8], body: &mut Vec<u8>, from: From) -> Result<Option<usize>, String> {
     let mut at = 0;
     loop {
         let Some(end) = line_end(&bytes[at..])? else { return Ok(None) };
-        // The proxy writes no extensions.
-        let size = number(&bytes[at..at + end], 16)?;
+        let size = size(&bytes[at..at + end], from)?;
         at += end + 2;
         if size == 0 {
             break;
@@ -141,11 +181,56 @@ fn chunks(bytes: &[u8], body: &mut Vec<u8>) -> Result<Option<usize>, String> {
         if line.is_empty() {
             return Ok(Some(at));
         }
-        let (name, _) = field(&String::from_utf8_lossy(line))?;
-        if ["content-length", "transfer-encoding", "host", "x-request-id"].contains(&name.as_str()) {
+        let (name, _) = field(&line.iter().map(|byte| char::from(*byte)).collect::<String>(), from)?;
+        let forbidden = ["content-length", "transfer-encoding", "host", "x-request-id"];
+        if from == From::Proxy && forbidden.contains(&name.as_str()) {
             return Err(format!("trailer: {name}"));
         }
     }
+}
+
+/// The size at the front of a line; the proxy writes no extensions.
+fn size(line: &[u8], from: From) -> Result<usize, String> {
+    let semicolon = line.iter().position(|byte| *byte == b';').filter(|_| from == From::Client);
+    let (digits, extensions) = line.split_at(semicolon.unwrap_or(line.len()));
+    if digits.len() > 16 || !are_extensions(extensions) {
+        return Err(format!("size: {}", line.escape_ascii()));
+    }
+    number(digits, 16)
+}
+
+/// RFC 9112 §7.1.1 without its blanks.
+fn are_extensions(mut rest: &[u8]) -> bool {
+    let word = |bytes: &[u8]| bytes.iter().take_while(|byte| is_token(**byte)).count();
+    while let Some(extension) = rest.strip_prefix(b";") {
+        let name = word(extension);
+        rest = &extension[name..];
+        if let Some(value) = rest.strip_prefix(b"=") {
+            let length = if value.starts_with(b"\"") { quoted(value) } else { word(value) };
+            if length == 0 {
+                return false;
+            }
+            rest = &value[length..];
+        }
+        if name == 0 {
+            return false;
+        }
+    }
+    rest.is_empty()
+}
+
+/// The length of the quoted string at the front; 0 where there is none.
+fn quoted(value: &[u8]) -> usize {
+    let mut at = 1;
+    while at < value.len() {
+        match value[at] {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            b'\t' | b' '..=b'~' | 0x80.. => at += 1,
+            _ => return 0,
+        }
+    }
+    0
 }
 
 /// The length of the line at the front, which ends in CRLF and holds neither of them.
@@ -166,9 +251,9 @@ mod tests {
     fn reads_what_is_strict_and_nothing_else() {
         let good =
             b"POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\nGET";
-        let Ok(Reading::Whole(seen)) = read(good) else { panic!("refused") };
+        let Ok(Reading::Whole(seen)) = read(good, From::Proxy) else { panic!("refused") };
         assert_eq!((seen.body.as_slice(), seen.raw.len()), (&b"hi"[..], good.len() - 3));
-        assert!(matches!(read(&good[..good.len() - 5]), Ok(Reading::Head(_))));
+        assert!(matches!(read(&good[..good.len() - 5], From::Proxy), Ok(Reading::Head(_))));
         for bad in [
             "GET /a HTTP/1.1\r\n\r\n",
             "GET /a HTTP/1.0\r\nhost: a\r\n\r\n",
@@ -180,7 +265,21 @@ mod tests {
             "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1;a\r\n",
             "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\nx\r\n",
         ] {
-            assert!(read(bad.as_bytes()).is_err(), "{bad:?}");
+            assert!(read(bad.as_bytes(), From::Proxy).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn grants_a_client_what_the_proxy_never_writes() {
+        let chunked = "POST http://a/ HTTP/1.1\r\nhost: a\r\nTransfer-Encoding: Chunked\r\n\r\n";
+        for body in ["1;a\r\nx\r\n0\r\n\r\n", "1;a=\"b;\\\"\";c=d\r\nx\r\n0\r\n\r\n"] {
+            let whole = format!("{chunked}{body}");
+            assert!(matches!(read(whole.as_bytes(), From::Client), Ok(Reading::Whole(_))), "{body:?}");
+        }
+        for body in ["1;\r\n", "1;a\nb\r\n", "1;a=\"\r\n\"", "1 ;a\r\n", "1;a b\r\n", "1;=\r\n"] {
+            assert!(read(format!("{chunked}{body}").as_bytes(), From::Client).is_err(), "{body:?}");
+        }
+        let two = "\r\nGET / HTTP/1.0\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\nx_y: z\r\n\r\nGET";
+        assert_eq!(read_all(two.as_bytes(), From::Client).len(), 2);
     }
 }
