@@ -158,6 +158,7 @@ const WHOLE: &[&str] = &[
     "HEAD /a/{M} HTTP/1.1\r\nHost: a.example\r\nContent-Length: {L}\r\n\r\n{I}",
     "OPTIONS * HTTP/1.1\r\nHost: a.example\r\nContent-Length: {L}\r\n\r\n{I}",
     "POST /early/{M} HTTP/1.1\r\nHost: a.example\r\nContent-Length: {L}\r\n\r\n{I}",
+    "POST /early/{M} HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n{I}",
     // 0.CL: a length that one of the two does not see, then a second request that hides a third.
     "POST /early/{M} HTTP/1.1\r\nHost: a.example\r\nContent-Length : {L}\r\n\r\n{I}",
     "POST /early/{M} HTTP/1.1\r\nHost: a.example\r\nContent-Length:\n {L}\r\n\r\n{I}",

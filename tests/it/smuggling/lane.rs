@@ -10,8 +10,10 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
+use memchr::memmem;
 use serde_json::Value;
 
 use super::oracle::{self, From, Reading, Seen};
@@ -96,7 +98,7 @@ fn converse(mut stream: TcpStream, seen: &Mutex<Seens>) {
                 seen.lock().unwrap().requests.push(request);
                 continue;
             }
-            Ok(Reading::Head(head)) if !answered && (is(&head, "/early/") || is(&head, "/deny/")) => {
+            Ok(Reading::Head(head)) if !answered && comes_early(&head.target) => {
                 answered = true;
                 let _ = stream.write_all(answer(&head).as_bytes());
             }
@@ -122,12 +124,13 @@ fn converse(mut stream: TcpStream, seen: &Mutex<Seens>) {
     }
 }
 
-fn is(request: &Seen, path: &str) -> bool {
-    request.target.starts_with(path)
+/// Whether the answer to a target does not wait for the body.
+fn comes_early(target: &str) -> bool {
+    target.starts_with("/early/") || target.starts_with("/deny/")
 }
 
 fn switches(request: &Seen) -> bool {
-    is(request, "/tunnel/") && request.field("upgrade").is_some()
+    request.target.starts_with("/tunnel/") && request.field("upgrade").is_some()
 }
 
 fn answer(request: &Seen) -> String {
@@ -136,7 +139,7 @@ fn answer(request: &Seen) -> String {
                 x-seen: tunnel\r\n\r\n"
             .to_owned();
     }
-    let status = if is(request, "/deny/") { "417 Expectation Failed" } else { "200 OK" };
+    let status = if request.target.starts_with("/deny/") { "417 Expectation Failed" } else { "200 OK" };
     let body = echo(request);
     let (length, body) = (body.len(), if request.method == "HEAD" { "" } else { &body });
     format!("HTTP/1.1 {status}\r\nx-seen: yes\r\ncontent-length: {length}\r\n\r\n{body}")
@@ -144,6 +147,16 @@ fn answer(request: &Seen) -> String {
 
 fn echo(request: &Seen) -> String {
     format!("{} {} {}", request.method, request.target, request.field("host").unwrap())
+}
+
+/// Reads what comes first, for a moment.
+fn wait_for_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) {
+    let mut block = [0; 4096];
+    stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    if let Ok(count) = stream.read(&mut block) {
+        answer.extend_from_slice(&block[..count]);
+    }
+    stream.set_read_timeout(Some(GUARD)).unwrap();
 }
 
 /// A client's connection and what it got.
@@ -225,10 +238,14 @@ impl Lane {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(GUARD)).unwrap();
         let peer = stream.local_addr().unwrap();
-        let cut = if self.random.bool() { bytes.len() } else { self.random.usize(..bytes.len()) };
-        // It may be closed by now, and an answer may still be there.
-        let _ = stream.write_all(&bytes[..cut]).and_then(|()| stream.write_all(&bytes[cut..]));
+        let (cut, waits) = self.cut(&bytes);
         let mut answer = Vec::new();
+        // It may be closed by now, and an answer may still be there.
+        let _ = stream.write_all(&bytes[..cut]);
+        if waits {
+            wait_for_answer(&mut stream, &mut answer);
+        }
+        let _ = stream.write_all(&bytes[cut..]);
         let end = stream.read_to_end(&mut answer);
         let timed_out = end.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
         let _ = stream.shutdown(Shutdown::Both);
@@ -236,6 +253,16 @@ impl Lane {
         if timed_out {
             self.fail(self.sent.len() - 1, "its connection does not end");
         }
+    }
+
+    /// Where to cut an attack in two, and whether the rest waits for an answer to the front: to a
+    /// request that is answered before its body, that comes in the middle of the body.
+    fn cut(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let early = [&b" /early/"[..], b" /deny/"].iter().any(|path| memmem::find(bytes, path).is_some());
+        if let (true, Some(end)) = (early && self.random.u8(..4) > 0, memmem::find(bytes, b"\r\n\r\n")) {
+            return (bytes.len().min(end + 4 + self.random.usize(..8)), true);
+        }
+        (if self.random.bool() { bytes.len() } else { self.random.usize(..bytes.len()) }, false)
     }
 
     fn fail(&self, index: usize, what: &str) -> ! {
@@ -326,9 +353,12 @@ impl Lane {
                 };
                 let (bytes, body) = (line["bytes_in"].as_u64().unwrap(), request.body.len() as u64);
                 let tunnel = line["status"] == 101;
-                let same = line["method"] == request.method && (bytes <= body || tunnel);
+                let early = comes_early(line["path"].as_str().unwrap());
+                let same = line["method"] == request.method
+                    && (bytes <= body || tunnel)
+                    && (early || !request.malformed && !request.broken_off);
                 // What an answer came too early for, or a tunnel, is the last of its connection.
-                if whole && (!same || bytes != body && index + 1 < lines.len()) {
+                if whole && (!same || (bytes != body || request.malformed) && index + 1 < lines.len()) {
                     self.fail(sender, &format!("{line}\nis not {}", request.raw.escape_ascii()));
                 }
             }
@@ -349,7 +379,7 @@ impl Lane {
         let host = request.field("host").unwrap();
         let bytes = line["bytes_in"].as_u64().unwrap();
         let body = request.body.len() as u64;
-        let early = is(request, "/early/") || is(request, "/deny/");
+        let early = comes_early(&request.target);
         match () {
             () if line["attempts"] != 1 => Err("not one attempt"),
             () if request.method != text("method") => Err("another method"),

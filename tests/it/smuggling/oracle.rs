@@ -13,6 +13,8 @@ pub struct Seen {
     pub raw: Vec<u8>,
     /// The connection ended before the request did.
     pub broken_off: bool,
+    /// What a client sent for a body is none.
+    pub malformed: bool,
 }
 
 /// What the beginning of a connection's bytes is.
@@ -90,7 +92,12 @@ pub fn read(bytes: &[u8], from: From) -> Result<Reading, String> {
             seen.body = rest[..length.min(rest.len())].to_vec();
             (rest.len() >= length).then_some(length)
         }
-        (None, [coding]) if coding.eq_ignore_ascii_case("chunked") => chunks(rest, &mut seen.body, from)?,
+        (None, [coding]) if coding.eq_ignore_ascii_case("chunked") => {
+            let taken = chunks(rest, &mut seen.body, from);
+            // The head is good, and may be answered before its body is looked at.
+            seen.malformed = from == From::Client && taken.is_err();
+            if seen.malformed { None } else { taken? }
+        }
         framing => return Err(format!("framing: {framing:?}")),
     };
     seen.broken_off = taken.is_none();
@@ -126,6 +133,7 @@ fn head(head: &[u8], from: From) -> Result<Seen, String> {
         body: Vec::new(),
         raw: Vec::new(),
         broken_off: false,
+        malformed: false,
     })
 }
 
@@ -277,7 +285,10 @@ mod tests {
             assert!(matches!(read(whole.as_bytes(), From::Client), Ok(Reading::Whole(_))), "{body:?}");
         }
         for body in ["1;\r\n", "1;a\nb\r\n", "1;a=\"\r\n\"", "1 ;a\r\n", "1;a b\r\n", "1;=\r\n"] {
-            assert!(read(format!("{chunked}{body}").as_bytes(), From::Client).is_err(), "{body:?}");
+            let Ok(Reading::Head(seen)) = read(format!("{chunked}{body}").as_bytes(), From::Client) else {
+                panic!("{body:?}")
+            };
+            assert!(seen.malformed, "{body:?}");
         }
         let two = "\r\nGET / HTTP/1.0\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\nx_y: z\r\n\r\nGET";
         assert_eq!(read_all(two.as_bytes(), From::Client).len(), 2);
