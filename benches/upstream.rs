@@ -38,6 +38,7 @@ fn routes(count: usize) -> Vec<Route> {
         path: format!("/application/part{}", index % 10),
         listener: None,
         cluster: 0,
+        firewall: None,
     };
     (0..count).map(route).collect()
 }

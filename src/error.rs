@@ -54,6 +54,7 @@ reasons! {
     BadRequest = "bad_request", 400, Client, "the request is not valid HTTP";
     RedirectToHttps = "redirect_to_https", 308, Nobody, "this address is served over https";
     Denied = "denied", 403, Client, "this client may not use this address";
+    Banned = "banned", 403, Client, "this client was refused too often and is banned for a while";
     NoRoute = "no_route", 404, Portcullis, "nothing is configured for this host and path";
     MethodNotAllowed = "method_not_allowed", 405, Client, "CONNECT and TRACE are not served";
     /// No complete request head within `head_timeout`.
@@ -101,6 +102,29 @@ impl Reason {
     /// Whether the metric is `errors_total{reason}`.
     pub const fn is_error(self) -> bool {
         matches!(self.blame(), Blame::Upstream | Blame::Portcullis)
+    }
+
+    /// Whether the firewall gives it.
+    pub const fn is_firewalls(self) -> bool {
+        matches!(self, Reason::Denied | Reason::Banned | Reason::RateLimited)
+    }
+
+    /// Whether it is one of the rejections that get a client banned: what an honest client rarely
+    /// does, and never often.
+    pub const fn counts_towards_ban(self) -> bool {
+        matches!(
+            self,
+            Reason::BadRequest
+                | Reason::Denied
+                | Reason::MethodNotAllowed
+                | Reason::RequestTimeout
+                | Reason::BodyTimeout
+                | Reason::UriTooLong
+                | Reason::RateLimited
+                | Reason::HeadTooLarge
+                | Reason::NotImplemented
+                | Reason::H2Abuse
+        )
     }
 
     /// Whether the metric is `rejections_total{listener, reason}` rather than `errors_total`.

@@ -3,7 +3,8 @@
 //! ```text
 //!  clients ─▶ downstream ─▶ http ─▶ proxy ─▶ upstream ─▶ backends
 //!             accept, TLS   codecs  route,    cluster, pick,
-//!                                   attempt   pool, probe
+//!                  │                attempt   pool, probe
+//!                  └── firewall ───────┘
 //!  operators ─▶ admin       everybody reports to observe ─▶ Prometheus, access log
 //! ```
 //!
@@ -14,6 +15,8 @@ pub mod error;
 pub mod config;
 
 pub mod observe;
+
+pub mod firewall;
 
 pub mod http;
 

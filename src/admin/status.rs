@@ -1,12 +1,13 @@
 //! `/status`: listeners, certificates, clusters and backends as JSON.
 
-use std::{sync::atomic::Ordering, time::SystemTime};
+use std::{net::IpAddr, sync::atomic::Ordering, time::SystemTime};
 
 use serde::Serialize;
 
 use super::Admin;
 use crate::{
     config::{Listener, Policy, Protocol},
+    firewall::Ban,
     upstream::cluster::Cluster,
 };
 
@@ -67,6 +68,23 @@ pub(super) fn json(admin: &Admin) -> String {
     };
     // WHY: plain structs with string keys always serialise.
     serde_json::to_string_pretty(&status).unwrap_or_default() + "\n"
+}
+
+#[derive(Serialize)]
+struct BanStatus {
+    address: IpAddr,
+    /// Until it ends by itself.
+    seconds_left: f64,
+}
+
+/// The bans as a JSON list.
+pub(super) fn bans(bans: &[Ban]) -> String {
+    let bans: Vec<_> = bans
+        .iter()
+        .map(|ban| BanStatus { address: ban.address, seconds_left: ban.left.as_secs_f64() })
+        .collect();
+    // WHY: as above.
+    serde_json::to_string_pretty(&bans).unwrap_or_default() + "\n"
 }
 
 fn listener(listener: &Listener) -> ListenerStatus<'_> {

@@ -14,7 +14,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::Phase;
+use super::{Phase, lists};
 use crate::{
     admin::Admin,
     http::plain,
@@ -75,6 +75,7 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
     for cluster in &control.admin.clusters {
         tasks.spawn(probe::run(cluster.clone(), reporter(cluster, &shard)));
     }
+    tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
     tokio::select! {
         () = signals.end(control.log) => {}
         () = control.stopper.0.notified() => {}

@@ -5,6 +5,7 @@
 
 mod bind;
 mod control;
+mod lists;
 mod privileges;
 mod worker;
 
@@ -21,6 +22,7 @@ use crate::{
     admin::Admin,
     config::Config,
     downstream::tls,
+    firewall::Firewall,
     observe::{AccessLog, CertificateExpiry, Metrics, Shard},
     upstream::cluster::Cluster,
 };
@@ -68,6 +70,7 @@ impl App {
         let sockets = bind::listeners(&mut config)?;
         let admin_socket = config.admin.as_mut().map(bind::admin).transpose()?;
         let config = Arc::new(config);
+        let firewall = Arc::new(Firewall::new(&config));
         privileges::drop_to(config.user.as_deref(), config.group.as_deref())
             .map_err(StartError::Privileges)?;
         let metrics = Metrics::new(config.workers + 1);
@@ -81,6 +84,7 @@ impl App {
             .map(|(index, sockets)| worker::Plan {
                 index,
                 config: config.clone(),
+                firewall: firewall.clone(),
                 clusters: clusters.clone(),
                 doors: sockets
                     .into_iter()
@@ -97,7 +101,7 @@ impl App {
                 phase: phase.subscribe(),
             })
             .collect();
-        let admin = Admin { config, clusters, metrics, draining: AtomicBool::new(false) };
+        let admin = Admin { config, firewall, clusters, metrics, draining: AtomicBool::new(false) };
         Ok(App { admin: Arc::new(admin), admin_socket, workers, log, phase, stopper: Stopper::default() })
     }
 

@@ -19,6 +19,7 @@ use crate::{
         admission::{Admission, Gate},
         tls::Acceptor,
     },
+    firewall::Firewall,
     observe::{LogWriter, Shard},
     proxy::worker::{View, Worker},
     upstream::cluster::Cluster,
@@ -36,6 +37,7 @@ const FILE_RESERVE: usize = 256;
 pub(super) struct Plan {
     pub(super) index: usize,
     pub(super) config: Arc<Config>,
+    pub(super) firewall: Arc<Firewall>,
     pub(super) clusters: Vec<Arc<Cluster>>,
     pub(super) doors: Vec<DoorPlan>,
     pub(super) shard: Shard,
@@ -73,8 +75,8 @@ pub(super) fn start(plan: Plan) -> io::Result<JoinHandle<()>> {
 }
 
 async fn run(plan: Plan) {
-    let Plan { index, config, clusters, doors, shard, log, mut phase } = plan;
-    let view = View::new(&config, &clusters, &shard, fastrand::u64(..));
+    let Plan { index, config, firewall, clusters, doors, shard, log, mut phase } = plan;
+    let view = View::new(&config, &firewall, &clusters, &shard, fastrand::u64(..));
     let worker = Rc::new(Worker::new(view, shard, log));
     for door in doors {
         if let Err(error) = open(&worker, door) {

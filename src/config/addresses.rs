@@ -8,6 +8,7 @@ use toml::de::DeValue;
 use super::{
     Backend, HostMatch,
     diagnostics::quote,
+    networks::parse_network,
     values::{Outcome, Refusal, string},
 };
 
@@ -46,15 +47,12 @@ pub(super) fn socket_address(value: &DeValue<'_>) -> Outcome<SocketAddr> {
 pub(super) fn network(value: &DeValue<'_>) -> Outcome<IpNet> {
     let expected = "an IP address or a network such as \"10.0.0.0/8\"";
     let text = string(value, expected)?;
-    if let Ok(address) = text.parse::<std::net::IpAddr>() {
-        return Ok(IpNet::from(address));
-    }
-    let network: IpNet = text.parse().map_err(|_| Refusal::new(expected))?;
-    if network.trunc() == network {
-        return Ok(network);
-    }
-    let refusal = Refusal::new("a network with zeros after its prefix");
-    Err(refusal.help(format!("did you mean \"{}\"?", network.trunc())))
+    parse_network(text).map_err(|meant| match meant {
+        None => Refusal::new(expected),
+        Some(meant) => {
+            Refusal::new("a network with zeros after its prefix").help(format!("did you mean \"{meant}\"?"))
+        }
+    })
 }
 
 /// A backend's `host:port`, of weight 1.

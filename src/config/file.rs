@@ -9,9 +9,10 @@ use ipnet::IpNet;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AccessSink, Backend, HostMatch, Limits, LogFormat, Policy, Protocol, TlsVersion,
+    AccessSink, Backend, FirewallTables, HostMatch, Limits, LogFormat, Policy, Protocol, TlsVersion,
     addresses::{backend_address, host, host_match, network, path_prefix, socket_address},
     diagnostics::{Problem, Span, quote},
+    firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
     limits,
     reader::{At, Switch, Table},
@@ -28,6 +29,8 @@ pub(super) struct File {
     pub(super) drain_timeout: Duration,
     pub(super) admin: Option<At<SocketAddr>>,
     pub(super) log: WrittenLog,
+    pub(super) firewall: WrittenFirewall,
+    pub(super) firewall_tables: FirewallTables,
     pub(super) listeners: Vec<WrittenListener>,
     pub(super) routes: Vec<WrittenRoute>,
     pub(super) clusters: Vec<WrittenCluster>,
@@ -49,6 +52,7 @@ pub(super) struct WrittenListener {
     pub(super) redirect_to_https: Option<At<bool>>,
     pub(super) limits: Limits,
     pub(super) trusted_proxies: Option<Vec<IpNet>>,
+    pub(super) firewall: WrittenFirewall,
 }
 
 #[derive(Debug)]
@@ -72,6 +76,7 @@ pub(super) struct WrittenRoute {
     pub(super) path: Option<At<String>>,
     pub(super) listener: Option<At<String>>,
     pub(super) cluster: Option<At<String>>,
+    pub(super) firewall: Option<WrittenRouteFirewall>,
     /// Its match could not be read, so it can't be compared with others.
     pub(super) is_broken: bool,
 }
@@ -106,6 +111,7 @@ pub(super) fn read(mut top: Table<'_>) -> File {
     let limits = limits::read(&mut limits_table, &Limits::default());
     let drain_timeout = At::or(limits_table.optional("drain_timeout", duration), Duration::from_secs(30));
     limits_table.finish();
+    let (firewall, firewall_tables) = firewall::read(top.table("firewall"));
     let file = File {
         workers: top.optional("workers", number(1..=1024)).map(|at| at.value),
         user: top.optional("user", text).map(|at| at.value),
@@ -114,6 +120,8 @@ pub(super) fn read(mut top: Table<'_>) -> File {
         drain_timeout,
         admin: admin(top.table("admin")),
         log: log(top.table("log")),
+        firewall,
+        firewall_tables,
         listeners: listeners(&mut top, &limits),
         routes: top.tables("routes").into_iter().map(route).collect(),
         clusters: top
@@ -197,6 +205,7 @@ fn listener(mut table: Table<'_>, base: &Limits) -> WrittenListener {
         redirect_to_https: table.optional("redirect_to_https", boolean),
         limits: limits::read_for_listener(table.table("limits"), base),
         trusted_proxies: networks(&mut table),
+        firewall: firewall::read_for_listener(table.table("firewall")),
     };
     table.finish();
     listener
@@ -241,6 +250,7 @@ fn route(mut table: Table<'_>) -> WrittenRoute {
         path,
         listener,
         cluster: table.required("cluster", "\"web\"", text),
+        firewall: firewall::read_for_route(table.table("firewall")),
     };
     table.finish();
     route
@@ -356,10 +366,11 @@ mod tests {
         }
     }
 
-    /// The limits of a listener are those of the file, shown once.
+    /// The limits and the firewall of a listener are those of the file, shown once.
     fn shown_once(keys: BTreeSet<String>) -> BTreeSet<String> {
-        let once = |key: String| {
-            key.strip_prefix("listeners[].limits.").map_or(key.clone(), |rest| format!("limits.{rest}"))
+        let once = |key: String| match key.strip_prefix("listeners[].") {
+            Some(rest) if rest.starts_with("limits.") || rest.starts_with("firewall.") => rest.to_owned(),
+            _ => key,
         };
         keys.into_iter().map(once).collect()
     }

@@ -5,12 +5,11 @@ use std::{
     path::Path,
 };
 
-use ipnet::IpNet;
-
 use super::{
     Certificate, Listener, ListenerTls,
     diagnostics::{Problem, quote},
-    file::{WrittenListener, WrittenTls},
+    file::{File, WrittenListener, WrittenTls},
+    firewall::Lists,
     pem,
     reader::At,
 };
@@ -105,10 +104,11 @@ fn overlap_problem(address: &At<SocketAddr>, first: &At<SocketAddr>) -> Problem 
 pub(super) fn resolve(
     written: WrittenListener,
     name: String,
-    trusted_proxies: &[IpNet],
-    base: &Path,
-    problems: &mut Vec<Problem>,
+    file: &File,
+    lists: &mut Lists<'_>,
+    (base, problems): (&Path, &mut Vec<Problem>),
 ) -> Option<Listener> {
+    let firewall = written.firewall.over(&file.firewall).resolve(lists, problems);
     let tls = match written.tls {
         Some(tls) => Some(listener_tls(&tls, base, problems)?),
         None => None,
@@ -119,7 +119,8 @@ pub(super) fn resolve(
         tls,
         redirect_to_https: At::or(written.redirect_to_https, false),
         limits: written.limits,
-        trusted_proxies: written.trusted_proxies.unwrap_or_else(|| trusted_proxies.to_vec()),
+        trusted_proxies: written.trusted_proxies.unwrap_or_else(|| file.trusted_proxies.clone()),
+        firewall: firewall?,
     })
 }
 

@@ -6,9 +6,11 @@
 mod addresses;
 mod diagnostics;
 mod file;
+mod firewall;
 mod health;
 mod limits;
 mod listeners;
+mod networks;
 mod pem;
 mod reader;
 mod resolve;
@@ -25,7 +27,10 @@ use std::{
     time::Duration,
 };
 
-pub use self::diagnostics::{Diagnostics, Problem, Severity, Span};
+pub use self::{
+    diagnostics::{Diagnostics, Problem, Severity, Span},
+    networks::{ListError, Networks, Verdict},
+};
 
 /// Reads a configuration file and the files it names.
 ///
@@ -53,6 +58,14 @@ pub fn parse(name: &str, text: &str, base: &Path) -> Result<(Config, Diagnostics
     }
 }
 
+/// Reads a network such as `10.0.0.0/8`, or one address.
+///
+/// # Errors
+/// What was expected, in words.
+pub fn network_of(text: &str) -> Result<ipnet::IpNet, String> {
+    networks::parse_network(text).map_err(|meant| networks::complaint(text, meant))
+}
+
 /// A whole configuration, resolved: names looked up, files read, defaults filled in.
 #[derive(Debug)]
 pub struct Config {
@@ -72,6 +85,7 @@ pub struct Config {
     /// In alphabetical order of their names.
     pub clusters: Vec<Cluster>,
     pub drain_timeout: Duration,
+    pub firewall: FirewallTables,
 }
 
 #[derive(Debug, Clone)]
@@ -112,6 +126,85 @@ pub struct Listener {
     pub limits: Limits,
     /// Replaces the top-level list where written.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// `[firewall]` with what the listener writes itself.
+    pub firewall: Firewall,
+}
+
+/// Who may use a listener, and how fast.
+#[derive(Debug)]
+pub struct Firewall {
+    pub lists: Arc<NetworkLists>,
+    /// Count what would be refused, and let it through.
+    pub dry_run: bool,
+    /// New connections of one client address.
+    pub connection_rate: Option<Rate>,
+    /// All of them hold for every request.
+    pub rate_limits: Vec<RateLimit>,
+}
+
+/// What a route asks for beyond its listener.
+#[derive(Debug)]
+pub struct RouteFirewall {
+    pub lists: Arc<NetworkLists>,
+    pub rate_limits: Vec<RateLimit>,
+}
+
+/// What the whole process shares.
+#[derive(Debug, Clone)]
+pub struct FirewallTables {
+    /// Bits of an IPv6 address that make one client; 32 to 128.
+    pub ipv6_prefix: u8,
+    /// Keys that rate limits remember, and the most bans.
+    pub entries: usize,
+    /// `None`: nobody is banned.
+    pub bans: Option<BanRule>,
+}
+
+/// Lists of networks with what was read from their files at start.
+#[derive(Debug)]
+pub struct NetworkLists {
+    /// For addresses in no list.
+    pub default: Verdict,
+    pub inline: Vec<(ipnet::IpNet, Verdict)>,
+    pub files: Vec<(PathBuf, Verdict)>,
+    pub loaded: Arc<Networks>,
+}
+
+/// So many in a time, and so many at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// At least 1.
+    pub count: u32,
+    pub per: Duration,
+    /// None at all with 0.
+    pub burst: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimit {
+    pub key: RateKey,
+    pub rate: Rate,
+}
+
+/// Which requests share a rate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RateKey {
+    /// Those of one client address.
+    ClientIp,
+    /// All of the route, or of the listener where it is the listener's limit.
+    Route,
+    /// Those with one value of this field, in lower case; requests without it count by client
+    /// address.
+    Header(String),
+}
+
+/// `after` rejections within `window` ban a client address for `duration`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BanRule {
+    /// At least 1.
+    pub after: u32,
+    pub window: Duration,
+    pub duration: Duration,
 }
 
 #[derive(Debug)]
@@ -193,6 +286,7 @@ pub struct Route {
     pub listener: Option<usize>,
     /// Index into `Config::clusters`.
     pub cluster: usize,
+    pub firewall: Option<RouteFirewall>,
 }
 
 /// Lower case, without port and final dot.

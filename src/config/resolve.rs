@@ -8,6 +8,7 @@ use super::{
     AccessSink, Admin, Cluster, ClusterTls, Config, Log, TrustedCa,
     diagnostics::{Problem, quote},
     file::{File, WrittenCluster, WrittenClusterTls, WrittenLog},
+    firewall::Lists,
     listeners, pem, routes,
 };
 
@@ -15,23 +16,23 @@ use super::{
 ///
 /// In a broken file names aren't looked up, since what they name may be on a broken line.
 pub(super) fn resolve(
-    file: File,
+    mut file: File,
     base: &Path,
     is_broken: bool,
     problems: &mut Vec<Problem>,
 ) -> Option<Config> {
     listeners::check(&file.listeners, file.admin.as_ref(), problems);
     let names = listeners::names(&file.listeners);
-    let routes = if is_broken { None } else { routes::resolve(&file, &names, problems) };
+    let mut lists = Lists::new(base);
+    let routes = if is_broken { None } else { routes::resolve(&file, &names, &mut lists, problems) };
+    let listeners: Vec<_> = std::mem::take(&mut file.listeners)
+        .into_iter()
+        .zip(names)
+        .map(|(written, name)| listeners::resolve(written, name, &file, &mut lists, (base, problems)))
+        .collect();
     let log = log(file.log, base, problems);
     let clusters: Vec<_> =
         file.clusters.into_iter().map(|written| cluster(written, base, problems)).collect();
-    let listeners: Vec<_> = file
-        .listeners
-        .into_iter()
-        .zip(names)
-        .map(|(written, name)| listeners::resolve(written, name, &file.trusted_proxies, base, problems))
-        .collect();
     Some(Config {
         workers: file.workers.unwrap_or_else(available_cores),
         user: file.user,
@@ -43,6 +44,7 @@ pub(super) fn resolve(
         routes: routes?,
         clusters: clusters.into_iter().collect::<Option<_>>()?,
         drain_timeout: file.drain_timeout,
+        firewall: file.firewall_tables,
     })
 }
 

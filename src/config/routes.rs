@@ -4,6 +4,7 @@ use super::{
     HostMatch, Route,
     diagnostics::{Problem, quote},
     file::{File, WrittenListener, WrittenRoute},
+    firewall::Lists,
     reader::At,
     suggest::nearest,
     values::one_of,
@@ -22,6 +23,7 @@ struct Match<'f> {
 pub(super) fn resolve(
     file: &File,
     listener_names: &[String],
+    lists: &mut Lists<'_>,
     problems: &mut Vec<Problem>,
 ) -> Option<Vec<Route>> {
     let matches: Vec<Option<Match<'_>>> =
@@ -36,7 +38,14 @@ pub(super) fn resolve(
         .map(|route| look_up(route.cluster.as_ref()?, &cluster_names, "cluster", problems))
         .collect();
     check_gaps(file, &clusters, problems);
-    let route = |(found, cluster): (Option<Match<'_>>, Option<usize>)| Some(found?.into_route(cluster?));
+    let route = |(found, cluster): (Option<Match<'_>>, Option<usize>)| {
+        let (found, cluster) = (found?, cluster?);
+        let firewall = match &found.written.firewall {
+            Some(written) => Some(written.resolve(lists, problems)?),
+            None => None,
+        };
+        Some(Route { firewall, ..found.into_route(cluster) })
+    };
     matches.into_iter().zip(clusters).map(route).collect()
 }
 
@@ -157,6 +166,13 @@ impl Match<'_> {
 
     fn into_route(self, cluster: usize) -> Route {
         let name = self.written.name.as_ref().map_or_else(|| self.text(), |name| name.value.clone());
-        Route { name, path: self.path.to_owned(), host: self.host, listener: self.listener, cluster }
+        Route {
+            name,
+            path: self.path.to_owned(),
+            host: self.host,
+            listener: self.listener,
+            cluster,
+            firewall: None,
+        }
     }
 }

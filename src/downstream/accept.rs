@@ -14,7 +14,7 @@ use super::{admission::Admission, connection, tls::Acceptor};
 use crate::{
     error::Reason,
     observe::Throttle,
-    proxy::worker::{Worker, reject},
+    proxy::worker::{Worker, enforced, reject},
 };
 
 /// After an error that has no cause in the connection itself, such as no free file descriptor.
@@ -70,6 +70,12 @@ fn is_the_connections_own(error: &io::Error) -> bool {
 }
 
 fn open(worker: &Rc<Worker>, door: &Door, stream: TcpStream, peer: SocketAddr) {
+    let view = worker.view();
+    if let Err(refusal) = view.firewall.connection(door.listener, peer.ip(), Instant::now())
+        && let Some(refusal) = enforced(refusal, &view.listeners[door.listener].cells)
+    {
+        return reject(worker, door.listener, refusal.reason);
+    }
     let Some(admitted) = door.admission.admit(peer.ip()) else {
         return reject(worker, door.listener, Reason::ConnectionLimit);
     };

@@ -108,6 +108,7 @@ mod tests {
     use super::*;
     use crate::{
         config,
+        firewall::Firewall,
         observe::{AccessLog, Metrics},
         proxy::worker::View,
     };
@@ -120,7 +121,8 @@ mod tests {
         let (config, _) = config::parse("test", CONFIG, Path::new("")).unwrap();
         let metrics = Metrics::new(1);
         let log = AccessLog::start(&config.log, &metrics).unwrap();
-        let view = View::new(&Arc::new(config), &[], &metrics.shard(0), 0);
+        let firewall = Arc::new(Firewall::new(&config));
+        let view = View::new(&Arc::new(config), &firewall, &[], &metrics.shard(0), 0);
         let worker = Rc::new(Worker::new(view, metrics.shard(0), log.writer()));
         let _another = Counted::new(&worker, 0);
         let tasks = tokio::task::LocalSet::new();

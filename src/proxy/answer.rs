@@ -32,7 +32,11 @@ pub async fn answer<D: Downstream>(
 ) {
     flight.reason = Some(reason);
     flight.status = Some(reason.status());
-    let (head, body) = compose(reason, &flight.head.fields);
+    let (mut head, body) = compose(reason, &flight.head.fields);
+    if matches!(reason, Reason::RateLimited | Reason::Overloaded | Reason::Draining) {
+        let seconds = flight.retry_after.map_or(1, |wait| wait.as_millis().div_ceil(1000).max(1));
+        head.fields.push(b"retry-after", seconds.to_string().as_bytes());
+    }
     send(flight, down, (head, body), patience).await;
 }
 
@@ -130,14 +134,8 @@ fn compose(reason: Reason, request: &Fields) -> (ResponseHead, String) {
     head.fields.push(b"content-length", body.len().to_string().as_bytes());
     head.fields.push(b"date", httpdate::fmt_http_date(std::time::SystemTime::now()).as_bytes());
     head.fields.push(b"x-portcullis-reason", reason.code().as_bytes());
-    match reason {
-        Reason::MethodNotAllowed => {
-            head.fields.push(b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH");
-        }
-        Reason::RateLimited | Reason::Overloaded | Reason::Draining => {
-            head.fields.push(b"retry-after", b"1");
-        }
-        _ => {}
+    if reason == Reason::MethodNotAllowed {
+        head.fields.push(b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH");
     }
     (head, body)
 }

@@ -36,6 +36,8 @@ pub struct Flight<'c> {
     pub backend: Option<usize>,
     pub status: Option<u16>,
     pub reason: Option<Reason>,
+    /// When a refused client may come again.
+    pub retry_after: Option<Duration>,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub attempts: u32,
@@ -72,6 +74,7 @@ impl<'c> Flight<'c> {
             backend: None,
             status: None,
             reason: None,
+            retry_after: None,
             bytes_in: 0,
             bytes_out: 0,
             attempts: 0,
@@ -123,9 +126,21 @@ impl<'c> Flight<'c> {
         match self.reason {
             // Once for the connection, however many streams it had.
             Some(Reason::H2Abuse) => {}
-            Some(reason) if reason.is_rejection() => listener.cells.rejection(reason),
+            Some(reason) if reason.is_rejection() => {
+                listener.cells.rejection(reason);
+                self.remember(reason);
+            }
             Some(reason) if reason.is_error() => self.worker.shard.error(reason),
             Some(_) | None => {}
+        }
+    }
+
+    /// Lets the firewall know of a rejection. What a trusted proxy itself does wrong is no reason to
+    /// turn away all who come through it.
+    fn remember(&self, reason: Reason) {
+        if !self.trusted || self.client_ip != self.client.ip() {
+            let ended = self.ended.unwrap_or(self.started).into_std();
+            self.view.firewall.rejected(self.client.listener, self.client_ip, reason, ended);
         }
     }
 

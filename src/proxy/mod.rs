@@ -15,8 +15,11 @@ use flight::Flight;
 use patience::Patience;
 use tokio::time::Instant;
 
+use worker::enforced;
+
 use crate::{
     error::Reason,
+    firewall,
     http::{exchange::Downstream, message::BodyLength},
     upstream::balance::Tried,
 };
@@ -29,7 +32,12 @@ pub async fn serve<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patienc
 }
 
 async fn respond<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience: &mut Patience<'_>) {
-    if flight.view.config.listeners[flight.client.listener].redirect_to_https {
+    let redirects = flight.view.config.listeners[flight.client.listener].redirect_to_https;
+    let cluster = if redirects { None } else { route(flight) };
+    if let Err(reason) = admit(flight) {
+        return answer::answer(flight, down, reason, patience).await;
+    }
+    if redirects {
         return answer::redirect(flight, down, patience).await;
     }
     if let (BodyLength::Exact(length), Some(limit)) = (flight.head.body, flight.body_limit())
@@ -37,7 +45,7 @@ async fn respond<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience:
     {
         return answer::answer(flight, down, Reason::BodyTooLarge, patience).await;
     }
-    let Some(cluster) = route(flight) else {
+    let Some(cluster) = cluster else {
         return answer::answer(flight, down, Reason::NoRoute, patience).await;
     };
     if let Err(failed) = try_backends(flight, down, patience, cluster).await {
@@ -60,6 +68,29 @@ pub async fn refuse<D: Downstream>(
 ) {
     answer::answer(flight, down, reason, patience).await;
     flight.ended = Some(Instant::now());
+}
+
+/// Asks the firewall; a dry run only counts.
+fn admit(flight: &mut Flight<'_>) -> Result<(), Reason> {
+    let request = firewall::Request {
+        listener: flight.client.listener,
+        route: flight.route,
+        client_ip: flight.client_ip,
+        forwarded: flight.client_ip != flight.client.ip(),
+    };
+    let head = &*flight.head;
+    let asked = flight.view.firewall.request(
+        request,
+        |name| head.fields.find(name.as_bytes()),
+        flight.started.into_std(),
+    );
+    match asked.err().and_then(|refusal| enforced(refusal, &flight.listener().cells)) {
+        None => Ok(()),
+        Some(refusal) => {
+            flight.retry_after = refusal.retry_after;
+            Err(refusal.reason)
+        }
+    }
 }
 
 /// Finds the request's route and notes it; returns its cluster.

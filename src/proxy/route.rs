@@ -179,7 +179,14 @@ mod tests {
 
     fn route(host: &str, path: &str) -> Route {
         let name = format!("{host}{path}");
-        Route { name, host: host_match(host), path: path.to_owned(), listener: None, cluster: 0 }
+        Route {
+            name,
+            host: host_match(host),
+            path: path.to_owned(),
+            listener: None,
+            cluster: 0,
+            firewall: None,
+        }
     }
 
     fn routes(matches: &[(&str, &str)]) -> Vec<Route> {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::{
     config::{Config, Listener},
     error::Reason,
+    firewall::{Firewall, Refusal},
     http::{
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
         message::RequestHead,
@@ -70,6 +71,7 @@ pub struct Seat {
 #[derive(Debug)]
 pub struct View {
     pub config: Arc<Config>,
+    pub firewall: Arc<Firewall>,
     pub listeners: Vec<ListenerView>,
     pub clusters: Vec<ClusterView>,
 }
@@ -258,10 +260,17 @@ impl Drop for Seat {
 
 impl View {
     /// Lays this worker's state beside the shared one.
-    pub fn new(config: &Arc<Config>, clusters: &[Arc<Cluster>], shard: &Shard, seed: u64) -> Self {
+    pub fn new(
+        config: &Arc<Config>,
+        firewall: &Arc<Firewall>,
+        clusters: &[Arc<Cluster>],
+        shard: &Shard,
+        seed: u64,
+    ) -> Self {
         let https_port = https_port(&config.listeners);
         View {
             config: config.clone(),
+            firewall: firewall.clone(),
             listeners: (0..config.listeners.len())
                 .map(|index| ListenerView::new(config, index, https_port, shard))
                 .collect(),
@@ -370,7 +379,16 @@ impl Client {
     }
 }
 
-/// Why a connection was turned away before it had a request.
+/// Counts a connection that was turned away before it had a request.
 pub fn reject(worker: &Worker, listener: usize, reason: Reason) {
     worker.view().listeners[listener].cells.rejection(reason);
+}
+
+/// What is left of a refusal after a dry run, which only counts it.
+pub fn enforced(refusal: Refusal, cells: &ListenerCells) -> Option<Refusal> {
+    if refusal.dry_run {
+        cells.dry_run(refusal.reason);
+        return None;
+    }
+    Some(refusal)
 }

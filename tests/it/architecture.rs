@@ -13,23 +13,24 @@ use std::{
 const FILE_LINES: usize = 500;
 
 /// The modules and which of the others each may use.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("error", &[]),
     ("config", &["error"]),
     ("observe", &["error", "config"]),
+    ("firewall", &["error", "config"]),
     ("http", &["error", "config", "observe"]),
     ("upstream", &["error", "config", "observe", "http"]),
-    ("proxy", &["error", "config", "observe", "http", "upstream"]),
-    ("downstream", &["error", "config", "observe", "http", "upstream", "proxy"]),
-    ("admin", &["error", "config", "observe", "http", "upstream"]),
-    ("app", &["error", "config", "observe", "http", "upstream", "proxy", "downstream", "admin"]),
+    ("proxy", &["error", "config", "observe", "firewall", "http", "upstream"]),
+    ("downstream", &["error", "config", "observe", "firewall", "http", "upstream", "proxy"]),
+    ("admin", &["error", "config", "observe", "firewall", "http", "upstream"]),
+    ("app", &["error", "config", "observe", "firewall", "http", "upstream", "proxy", "downstream", "admin"]),
     ("demo", &["config", "http"]),
-    ("cli", &["config", "observe", "app", "demo"]),
+    ("cli", &["config", "observe", "firewall", "app", "demo"]),
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
 const HOMES: [(&str, &[&str]); 33] = [
-    ("arc_swap", &["upstream/cluster.rs"]),
+    ("arc_swap", &["firewall/mod.rs", "upstream/cluster.rs"]),
     ("bytes", &["http/"]),
     ("clap", &["cli.rs"]),
     ("fastrand", &["app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
@@ -42,7 +43,7 @@ const HOMES: [(&str, &[&str]); 33] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
-    ("ipnet", &["config/", "proxy/client.rs"]),
+    ("ipnet", &["cli.rs", "config/", "firewall/export.rs", "proxy/client.rs"]),
     ("itoa", &["http/", "observe/"]),
     ("memchr", &["http/", "observe/", "proxy/", "upstream/"]),
     ("mimalloc", &["main.rs"]),

@@ -11,6 +11,7 @@ mod balancing;
 mod bodies;
 mod config;
 mod docs;
+mod firewall;
 mod forwarding;
 mod h2_abuse;
 mod life;

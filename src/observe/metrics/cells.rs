@@ -23,6 +23,7 @@ pub struct ListenerCells {
     pub(super) connections: InFlight,
     pub(super) requests: InFlight,
     pub(super) rejections: ReasonCounts,
+    pub(super) dry_runs: ReasonCounts,
     pub(super) handshakes: OnceLock<Box<Timed>>,
 }
 
@@ -54,6 +55,11 @@ impl ListenerCells {
 
     pub fn rejection(&self, reason: Reason) {
         self.rejections.add(reason);
+    }
+
+    /// What the firewall would have refused.
+    pub fn dry_run(&self, reason: Reason) {
+        self.dry_runs.add(reason);
     }
 }
 

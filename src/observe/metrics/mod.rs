@@ -40,6 +40,10 @@ pub struct Metrics {
     // Rare enough for a locked addition, and counted by threads that have no shard.
     log_lines_lost: AtomicU64,
     panics: AtomicU64,
+    bans: AtomicU64,
+    networks: AtomicU64,
+    /// Loads of changed firewall lists: those that went well, and those that did not.
+    list_loads: [AtomicU64; 2],
     certificates: Mutex<Vec<CertificateExpiry>>,
     process: Mutex<ProcessCollector>,
 }
@@ -90,6 +94,9 @@ impl Metrics {
             errors: (0..writers).map(|_| OwnLine::default()).collect(),
             log_lines_lost: AtomicU64::new(0),
             panics: AtomicU64::new(0),
+            bans: AtomicU64::new(0),
+            networks: AtomicU64::new(0),
+            list_loads: Default::default(),
             certificates: Mutex::default(),
             process: Mutex::new(ProcessCollector::for_self()),
         })
@@ -138,6 +145,21 @@ impl Metrics {
             totals.connections_total += cell.connections.total();
         }
         totals
+    }
+
+    /// How many bans hold.
+    pub fn bans(&self, bans: usize) {
+        self.bans.store(bans as u64, Ordering::Relaxed);
+    }
+
+    /// How many networks the firewall's lists have.
+    pub fn networks(&self, networks: usize) {
+        self.networks.store(networks as u64, Ordering::Relaxed);
+    }
+
+    /// Lists of the firewall changed and were loaded anew, or could not be.
+    pub fn lists_loaded(&self, well: bool) {
+        self.list_loads[usize::from(!well)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Access log lines that will never be written.

@@ -26,6 +26,7 @@ pub(super) fn text(metrics: &Metrics) -> String {
     route_families(metrics, &mut families);
     cluster_families(metrics, &mut families);
     backend_families(metrics, &mut families);
+    firewall_families(metrics, &mut families);
     process_families(metrics, &mut families);
     // The encoder refuses a metric without a series, and Prometheus has no use for one.
     families.retain(|family| !family.get_metric().is_empty());
@@ -42,6 +43,7 @@ struct ListenerTotal {
     requests: Running,
     handshakes: TimedTotal,
     rejections: BTreeMap<&'static str, u64>,
+    dry_runs: BTreeMap<&'static str, u64>,
 }
 
 impl ListenerTotal {
@@ -54,6 +56,10 @@ impl ListenerTotal {
             // Shown as 0 from the start: a rate over a counter that appears with 1 misses the 1.
             if reason.is_rejection() || count > 0 {
                 *self.rejections.entry(reason.code()).or_default() += count;
+            }
+            let count = cell.dry_runs.value(reason);
+            if reason.is_firewalls() || count > 0 {
+                *self.dry_runs.entry(reason.code()).or_default() += count;
             }
         }
     }
@@ -94,6 +100,13 @@ fn listener_families(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
         "Requests and connections that were refused because of the client, by reason.",
         each().flat_map(|(labels, total)| {
             total.rejections.iter().map(move |(reason, &count)| (with(&labels, "reason", reason), count))
+        }),
+    ));
+    out.push(counters(
+        "portcullis_firewall_dry_run_total",
+        "Requests and connections that the firewall let through only because of dry_run, by reason.",
+        each().flat_map(|(labels, total)| {
+            total.dry_runs.iter().map(move |(reason, &count)| (with(&labels, "reason", reason), count))
         }),
     ));
 }
@@ -255,6 +268,25 @@ where
         "portcullis_probe_seconds",
         "Duration of the probes of a backend.",
         each().map(|(labels, total)| (labels, &total.probes.took)),
+    ));
+}
+
+fn firewall_families(metrics: &Metrics, out: &mut Vec<MetricFamily>) {
+    out.push(gauges(
+        "portcullis_firewall_bans",
+        "Client addresses that are banned.",
+        [(Vec::new(), metrics.bans.load(Ordering::Relaxed))],
+    ));
+    out.push(gauges(
+        "portcullis_firewall_networks",
+        "Networks in the firewall's lists.",
+        [(Vec::new(), metrics.networks.load(Ordering::Relaxed))],
+    ));
+    let loads = metrics.list_loads.iter().zip(["ok", "failed"]);
+    out.push(counters(
+        "portcullis_firewall_list_loads_total",
+        "Times that lists were loaded anew because a file changed; what was in force stays where it failed.",
+        loads.map(|(count, result)| (pairs(["result"], [result]), count.load(Ordering::Relaxed))),
     ));
 }
 

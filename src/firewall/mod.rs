@@ -1,0 +1,460 @@
+//! May this client come in? Lists of networks, rates and bans, shared by all workers.
+//!
+//! A connection is asked about before TLS, by the address of the peer; a request again, by the
+//! address of the client, which trusted proxies may have named. Everything here is plain values and
+//! a clock that the caller reads.
+
+mod bans;
+mod buckets;
+pub mod export;
+
+use std::{
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+
+pub use self::bans::Ban;
+use self::{bans::Bans, buckets::Buckets};
+use crate::{
+    config::{
+        BanRule, Config, FirewallTables, ListError, NetworkLists, Networks, Rate, RateKey, RateLimit, Verdict,
+    },
+    error::Reason,
+};
+
+/// The firewall of the process.
+#[derive(Debug)]
+pub struct Firewall {
+    /// As in the configuration.
+    listeners: Vec<ListenerRules>,
+    routes: Vec<Option<RouteRules>>,
+    /// Each that is in use, once.
+    lists: Vec<Arc<Lists>>,
+    buckets: Buckets,
+    bans: Bans,
+    tables: FirewallTables,
+    /// Where the clock of the buckets begins.
+    start: Instant,
+}
+
+#[derive(Debug)]
+struct ListenerRules {
+    lists: Arc<Lists>,
+    dry_run: bool,
+    connection_rate: Option<Rate>,
+    rate_limits: Vec<RateLimit>,
+}
+
+#[derive(Debug)]
+struct RouteRules {
+    lists: Arc<Lists>,
+    rate_limits: Vec<RateLimit>,
+}
+
+/// Lists whose files may change.
+#[derive(Debug)]
+pub struct Lists {
+    pub written: Arc<NetworkLists>,
+    networks: ArcSwap<Networks>,
+}
+
+/// A connection or request that must not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: Reason,
+    /// For `retry-after`.
+    pub retry_after: Option<Duration>,
+    /// The listener only counts: let it through.
+    pub dry_run: bool,
+}
+
+/// A request, as far as the firewall looks at it.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    pub listener: usize,
+    pub route: Option<usize>,
+    pub client_ip: IpAddr,
+    /// The connection was admitted by another address than this request's client.
+    pub forwarded: bool,
+}
+
+/// What a bucket belongs to; the numbers keep the limits of one table apart.
+#[derive(Hash)]
+enum Key<'k> {
+    Connections { listener: usize, client: IpAddr },
+    Rejections { client: IpAddr },
+    Requests { owner: Owner, limit: usize, of: Of<'k> },
+}
+
+#[derive(Hash, Clone, Copy)]
+enum Owner {
+    Listener(usize),
+    Route(usize),
+}
+
+#[derive(Hash)]
+enum Of<'k> {
+    Client(IpAddr),
+    All,
+    Value(&'k [u8]),
+}
+
+impl Firewall {
+    pub fn new(config: &Config) -> Self {
+        let mut lists = Vec::new();
+        let mut share = |written: &Arc<NetworkLists>| {
+            let known = lists.iter().find(|known: &&Arc<Lists>| Arc::ptr_eq(&known.written, written));
+            known.cloned().unwrap_or_else(|| {
+                let new = Arc::new(Lists::new(written));
+                lists.push(new.clone());
+                new
+            })
+        };
+        let listeners = config.listeners.iter().map(|listener| ListenerRules {
+            lists: share(&listener.firewall.lists),
+            dry_run: listener.firewall.dry_run,
+            connection_rate: listener.firewall.connection_rate,
+            rate_limits: listener.firewall.rate_limits.clone(),
+        });
+        let listeners = listeners.collect();
+        let routes = config.routes.iter().map(|route| {
+            let written = route.firewall.as_ref()?;
+            Some(RouteRules { lists: share(&written.lists), rate_limits: written.rate_limits.clone() })
+        });
+        Firewall {
+            listeners,
+            routes: routes.collect(),
+            lists,
+            buckets: Buckets::new(if uses_buckets(config) { config.firewall.entries } else { 0 }),
+            bans: Bans::new(config.firewall.entries),
+            tables: config.firewall.clone(),
+            start: Instant::now(),
+        }
+    }
+
+    /// Whether a peer may connect; takes one from its rate of connections.
+    ///
+    /// # Errors
+    /// `Denied`, `Banned` or `RateLimited`.
+    pub fn connection(&self, listener: usize, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
+        let rules = &self.listeners[listener];
+        let refused = |reason, retry_after| Refusal { reason, retry_after, dry_run: rules.dry_run };
+        rules.lists.check(peer).map_err(|reason| refused(reason, None))?;
+        let client = self.client(peer);
+        if self.bans.holds(client, now) {
+            return Err(refused(Reason::Banned, None));
+        }
+        if let Some(rate) = rules.connection_rate {
+            let key = Key::Connections { listener, client };
+            self.take(&key, rate, now).map_err(|wait| refused(Reason::RateLimited, Some(wait)))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a request may go on; takes one from each rate that it counts against, up to the
+    /// first that is used up. `field` finds the first value of a field by its name in lower case.
+    ///
+    /// # Errors
+    /// `Denied`, `Banned` or `RateLimited`.
+    pub fn request<'f>(
+        &self,
+        request: Request,
+        field: impl Fn(&str) -> Option<&'f [u8]>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let rules = &self.listeners[request.listener];
+        let route = request.route.and_then(|route| Some((route, self.routes[route].as_ref()?)));
+        let refused = |reason, retry_after| Refusal { reason, retry_after, dry_run: rules.dry_run };
+        if request.forwarded {
+            rules.lists.check(request.client_ip).map_err(|reason| refused(reason, None))?;
+        }
+        if let Some((_, route)) = route {
+            route.lists.check(request.client_ip).map_err(|reason| refused(reason, None))?;
+        }
+        let client = self.client(request.client_ip);
+        if self.bans.holds(client, now) {
+            return Err(refused(Reason::Banned, None));
+        }
+        let of_listener = (Owner::Listener(request.listener), rules.rate_limits.as_slice());
+        let of_route = route.map(|(index, route)| (Owner::Route(index), route.rate_limits.as_slice()));
+        for (owner, limits) in [Some(of_listener), of_route].into_iter().flatten() {
+            for (limit, RateLimit { key, rate }) in limits.iter().enumerate() {
+                let of = match key {
+                    RateKey::ClientIp => Of::Client(client),
+                    RateKey::Route => Of::All,
+                    RateKey::Header(name) => field(name).map_or(Of::Client(client), Of::Value),
+                };
+                let taken = self.take(&Key::Requests { owner, limit, of }, *rate, now);
+                taken.map_err(|wait| refused(Reason::RateLimited, Some(wait)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a rejection of a client; bans it where that was one too many. Returns whether it is
+    /// newly banned.
+    pub fn rejected(&self, listener: usize, client_ip: IpAddr, reason: Reason, now: Instant) -> bool {
+        let Some(rule) = self.tables.bans else { return false };
+        if !reason.counts_towards_ban() || self.listeners[listener].dry_run {
+            return false;
+        }
+        let client = self.client(client_ip);
+        let key = Key::Rejections { client };
+        if self.take(&key, rule.rate(), now).is_ok() {
+            return false;
+        }
+        self.buckets.refill(&key);
+        let is_new = self.bans.add(client, now + rule.duration, now);
+        if is_new {
+            tracing::info!(
+                "{client_ip} is banned for {:?}: rejected again with {}",
+                rule.duration,
+                reason.code()
+            );
+        }
+        is_new
+    }
+
+    /// The bans that hold.
+    pub fn bans(&self, now: Instant) -> Vec<Ban> {
+        self.bans.list(now)
+    }
+
+    /// Lifts the ban of an address; whether there was one.
+    pub fn lift(&self, address: IpAddr, now: Instant) -> bool {
+        let client = self.client(address);
+        self.buckets.refill(&Key::Rejections { client });
+        self.bans.lift(client, now)
+    }
+
+    /// Forgets bans that have ended; returns how many hold.
+    pub fn sweep(&self, now: Instant) -> usize {
+        self.bans.sweep(now)
+    }
+
+    /// Every set of lists in use, to be loaded anew when a file changes.
+    pub fn lists(&self) -> &[Arc<Lists>] {
+        &self.lists
+    }
+
+    fn take(&self, key: &impl Hash, rate: Rate, now: Instant) -> Result<(), Duration> {
+        let since = now.saturating_duration_since(self.start).as_nanos();
+        self.buckets.take(key, rate, u64::try_from(since).unwrap_or(u64::MAX))
+    }
+
+    /// What counts as one client.
+    fn client(&self, address: IpAddr) -> IpAddr {
+        network(address, self.tables.ipv6_prefix)
+    }
+}
+
+/// Whether anything is counted at all.
+fn uses_buckets(config: &Config) -> bool {
+    let of_listeners = |listener: &crate::config::Listener| {
+        listener.firewall.connection_rate.is_some() || !listener.firewall.rate_limits.is_empty()
+    };
+    config.firewall.bans.is_some()
+        || config.listeners.iter().any(of_listeners)
+        || config
+            .routes
+            .iter()
+            .any(|route| route.firewall.as_ref().is_some_and(|firewall| !firewall.rate_limits.is_empty()))
+}
+
+/// An IPv4 address as it is, of an IPv6 address the first `prefix` bits.
+fn network(address: IpAddr, prefix: u8) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let host_bits = 128_u32.saturating_sub(u32::from(prefix));
+            let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+            Ipv6Addr::from_bits(address.to_bits() & mask).into()
+        }
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+impl Lists {
+    fn new(written: &Arc<NetworkLists>) -> Self {
+        Lists { written: written.clone(), networks: ArcSwap::new(written.loaded.clone()) }
+    }
+
+    fn check(&self, address: IpAddr) -> Result<(), Reason> {
+        match self.networks.load().find(address).unwrap_or(self.written.default) {
+            Verdict::Admit => Ok(()),
+            Verdict::Deny => Err(Reason::Denied),
+        }
+    }
+
+    /// How many prefixes are in force.
+    pub fn len(&self) -> usize {
+        self.networks.load().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads the files anew; what was in force stays so if one of them can't be used. Takes time:
+    /// a second for a million prefixes.
+    ///
+    /// # Errors
+    /// The first file that can't be used.
+    pub fn reload(&self) -> Result<(), (std::path::PathBuf, ListError)> {
+        self.networks.store(Arc::new(self.written.load()?));
+        Ok(())
+    }
+}
+
+impl BanRule {
+    /// The rejections that a client may have without a ban.
+    fn rate(self) -> Rate {
+        Rate { count: self.after, per: self.window, burst: self.after - 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn firewall(extra: &str) -> Firewall {
+        let text = format!(
+            "[[listeners]]\naddress = \"127.0.0.1:80\"\n[[routes]]\ncluster = \"web\"\nfirewall.rate_limits = \
+             [{{ key = \"route\", rate = \"3/s\" }}]\n[clusters.web]\nbackends = [\"127.0.0.1:1\"]\n{extra}"
+        );
+        let parsed = config::parse("test", &text, Path::new(""));
+        Firewall::new(&parsed.unwrap_or_else(|problems| panic!("{problems}")).0)
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn request(client: &str) -> Request {
+        Request { listener: 0, route: None, client_ip: ip(client), forwarded: false }
+    }
+
+    fn nothing(_: &str) -> Option<&'static [u8]> {
+        None
+    }
+
+    #[test]
+    fn a_denied_peer_is_refused_as_a_connection_and_as_a_forwarded_client() {
+        let firewall =
+            firewall("[firewall]\ndefault = \"deny\"\nadmit = [\"10.0.0.0/8\"]\ndeny = [\"10.6.0.0/16\"]");
+        let now = Instant::now();
+        let reason = |peer| firewall.connection(0, ip(peer), now).map_err(|refusal| refusal.reason);
+        assert_eq!(reason("10.1.2.3"), Ok(()));
+        assert_eq!(reason("::ffff:10.1.2.3"), Ok(()));
+        assert_eq!(reason("10.6.2.3"), Err(Reason::Denied));
+        assert_eq!(reason("192.0.2.1"), Err(Reason::Denied));
+        let forwarded = Request { forwarded: true, ..request("10.6.0.1") };
+        assert_eq!(firewall.request(forwarded, nothing, now).unwrap_err().reason, Reason::Denied);
+        // Its peer was asked about when it connected.
+        assert_eq!(firewall.request(request("10.6.0.1"), nothing, now), Ok(()));
+    }
+
+    #[test]
+    fn connections_are_counted_by_address_and_ipv6_network() {
+        let firewall =
+            firewall("[firewall]\nipv6_prefix = 56\nconnection_rate = { rate = \"60/m\", burst = 2 }");
+        let now = Instant::now();
+        let connect = |peer, after| {
+            firewall.connection(0, ip(peer), now + after).map_err(|refusal| refusal.retry_after)
+        };
+        connect("2001:db8::1", Duration::ZERO).unwrap();
+        connect("2001:db8:0:ff::1", Duration::ZERO).unwrap();
+        assert_eq!(connect("2001:db8::2", Duration::ZERO), Err(Some(SECOND)));
+        connect("2001:db8:0:100::1", Duration::ZERO).unwrap();
+        connect("2001:db8::2", SECOND).unwrap();
+    }
+
+    #[test]
+    fn limits_of_a_route_and_of_a_field_hold_beside_each_other() {
+        let firewall = firewall("[firewall]\nrate_limits = [{ key = \"header:x-key\", rate = \"2/s\" }]");
+        let now = Instant::now();
+        let ask = |route, key: Option<&'static str>| {
+            let asked = Request { route, ..request("10.0.0.1") };
+            let refused =
+                firewall.request(asked, |name| key.filter(|_| name == "x-key").map(str::as_bytes), now);
+            refused.map_err(|refusal| refusal.reason)
+        };
+        let limited = Err(Reason::RateLimited);
+        assert_eq!(
+            [ask(None, Some("a")), ask(None, Some("a")), ask(None, Some("a"))],
+            [Ok(()), Ok(()), limited]
+        );
+        assert_eq!([ask(None, None), ask(None, None), ask(None, None)], [Ok(()), Ok(()), limited]);
+        // The route's three are shared by all.
+        let asked = [
+            ask(Some(0), Some("b")),
+            ask(Some(0), Some("b")),
+            ask(Some(0), Some("c")),
+            ask(Some(0), Some("d")),
+        ];
+        assert_eq!(asked, [Ok(()), Ok(()), Ok(()), limited]);
+    }
+
+    #[test]
+    fn so_many_rejections_ban_and_a_lifted_ban_begins_anew() {
+        let firewall = firewall("[firewall.bans]\nafter = 3\nwindow = \"30s\"\nduration = \"1m\"");
+        let (now, bad) = (Instant::now(), ip("10.0.0.9"));
+        let reject = |reason| firewall.rejected(0, bad, reason, now);
+        // Going away is no offence.
+        assert!((0..100).all(|_| !reject(Reason::ClientClosed)));
+        assert_eq!(
+            [reject(Reason::BadRequest), reject(Reason::Denied), reject(Reason::BadRequest)],
+            [false, false, true]
+        );
+        assert_eq!(firewall.connection(0, bad, now).unwrap_err().reason, Reason::Banned);
+        assert_eq!(firewall.request(request("10.0.0.9"), nothing, now).unwrap_err().reason, Reason::Banned);
+        assert_eq!(firewall.connection(0, ip("10.0.0.8"), now), Ok(()));
+        assert_eq!(firewall.bans(now), [Ban { address: bad, left: 60 * SECOND }]);
+        assert!(firewall.lift(bad, now));
+        assert_eq!(firewall.connection(0, bad, now), Ok(()));
+        assert_eq!([reject(Reason::BadRequest), reject(Reason::BadRequest)], [false, false]);
+        // Slowly enough, forever.
+        assert!((1..100).all(|times| !firewall.rejected(
+            0,
+            bad,
+            Reason::BadRequest,
+            now + times * 11 * SECOND
+        )));
+    }
+
+    #[test]
+    fn a_dry_run_refuses_and_says_that_it_is_none() {
+        let firewall = firewall("[firewall]\ndry_run = true\ndeny = [\"10.0.0.1\"]\nbans = { after = 1 }");
+        let now = Instant::now();
+        let refusal = firewall.connection(0, ip("10.0.0.1"), now).unwrap_err();
+        assert!(refusal.dry_run && refusal.reason == Reason::Denied);
+        assert!(!firewall.rejected(0, ip("10.0.0.1"), Reason::Denied, now));
+    }
+
+    #[test]
+    fn lists_follow_their_files_and_keep_the_last_good_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("blocked.txt");
+        std::fs::write(&file, "10.0.0.1\n").unwrap();
+        let firewall = firewall(&format!("[firewall]\ndeny_files = [{file:?}]"));
+        let denied = |peer| firewall.connection(0, ip(peer), Instant::now()).is_err();
+        assert!(denied("10.0.0.1") && !denied("10.0.0.2"));
+        std::fs::write(&file, "10.0.0.2\n").unwrap();
+        let lists = firewall.lists().iter().find(|lists| !lists.written.files.is_empty()).unwrap();
+        lists.reload().unwrap();
+        assert!(!denied("10.0.0.1") && denied("10.0.0.2"));
+        std::fs::write(&file, "10.0.0.1\nno address\n").unwrap();
+        let (path, error) = lists.reload().unwrap_err();
+        assert_eq!(path, file);
+        assert!(error.to_string().starts_with("line 2: "), "{error}");
+        assert!(!denied("10.0.0.1") && denied("10.0.0.2"));
+    }
+}
