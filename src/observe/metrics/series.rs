@@ -85,3 +85,56 @@ impl<C: Default, const N: usize> Series<C, N> {
         look(&self.map.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    fn series(count: usize) -> Series<AtomicU64, 1> {
+        let series: Series<AtomicU64, 1> = Series::new(2);
+        for n in 0..count {
+            series.cell(n % 2, [&format!("{n:05}")]).store(1, Ordering::Relaxed);
+        }
+        series
+    }
+
+    fn total(series: &Series<AtomicU64, 1>, between: impl Fn()) -> usize {
+        let add = |total: &mut u64, cell: &AtomicU64| {
+            between();
+            *total += cell.load(Ordering::Relaxed);
+        };
+        let totals = series.totals(["name"], add);
+        assert!(totals.iter().all(|(_, total)| *total == 1), "each once");
+        totals.len()
+    }
+
+    #[test]
+    fn totals_have_every_series_at_the_borders_of_pages() {
+        for count in [0, 1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE] {
+            assert_eq!(total(&series(count), || {}), count);
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_the_sums() {
+        let series = series(3 * PAGE);
+        // A lock held by the one who sums would make the first of these wait for ever.
+        let seen = total(&series, || {
+            series.cell(0, ["99999"]).store(1, Ordering::Relaxed);
+            assert!(series.map.try_write().is_ok());
+        });
+        assert_eq!(seen, 3 * PAGE + 1);
+    }
+
+    #[test]
+    fn a_cell_in_use_needs_no_lock() {
+        let series = series(1);
+        let cell = series.cell(0, ["00000"]);
+        let held = series.map.write();
+        cell.fetch_add(1, Ordering::Relaxed);
+        drop(held);
+        assert_eq!(cell.load(Ordering::Relaxed), 2);
+    }
+}
