@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 use crate::{
     app::App,
     config::{self, AdminAddress, Config, Diagnostics},
-    demo, observe,
+    demo,
+    firewall::export,
+    observe,
 };
 
 /// A clean end.
@@ -55,12 +58,55 @@ enum Command {
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
         admin: SocketAddr,
     },
+    /// Rules for the hosts' own firewalls.
+    Firewall {
+        #[command(subcommand)]
+        command: FirewallCommand,
+    },
     /// Ask a running instance whether it lives; for container health checks.
     Healthcheck {
         /// Its admin address, or unix:PATH.
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
         admin: AdminAddress,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum FirewallCommand {
+    /// Print an nftables ruleset for one host of the set-up; load it there with `nft -f`.
+    Export(Export),
+}
+
+#[derive(Debug, Args)]
+struct Export {
+    /// The configuration file of the balancer.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Which host: the balancer, a web server behind it, or a database behind those.
+    #[arg(long)]
+    role: Role,
+    /// Network that may use ssh; may be given several times. Left out: nobody.
+    #[arg(long, value_name = "NETWORK", value_parser = config::network_of)]
+    ssh_from: Vec<IpNet>,
+    /// Network that may read metrics, where the admin address is not the loopback (role lb).
+    #[arg(long, value_name = "NETWORK", value_parser = config::network_of)]
+    metrics_from: Vec<IpNet>,
+    /// Address that the balancer connects from; may be given several times (role web).
+    #[arg(long, value_name = "ADDRESS", value_parser = config::network_of)]
+    balancer: Vec<IpNet>,
+    /// Address of a web server. Left out: the backends of the configuration (role db).
+    #[arg(long, value_name = "ADDRESS", value_parser = config::network_of)]
+    web: Vec<IpNet>,
+    /// Port of the database (role db).
+    #[arg(long, value_name = "PORT", default_value_t = 3306)]
+    db_port: u16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Role {
+    Lb,
+    Web,
+    Db,
 }
 
 /// Runs the program with the process' arguments.
@@ -70,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Run { config } => run(&config),
         Command::Check { config } => check(&config),
         Command::Demo { https, admin } => demonstrate(https, admin),
+        Command::Firewall { command: FirewallCommand::Export(asked) } => export(&asked),
         Command::Healthcheck { admin } => healthcheck(&admin),
     })
 }
@@ -90,6 +137,32 @@ fn check(path: &Path) -> u8 {
             DONE
         }
         Err(code) => code,
+    }
+}
+
+fn export(asked: &Export) -> u8 {
+    let config = match load(&asked.config) {
+        Ok((config, _)) => config,
+        Err(code) => return code,
+    };
+    let role = match asked.role {
+        Role::Lb => export::Role::Balancer,
+        Role::Web => export::Role::Web,
+        Role::Db => export::Role::Database,
+    };
+    let sites = export::Sites {
+        ssh_from: asked.ssh_from.clone(),
+        metrics_from: asked.metrics_from.clone(),
+        balancers: asked.balancer.clone(),
+        web: asked.web.clone(),
+        database_port: asked.db_port,
+    };
+    match export::ruleset(&config, role, &sites) {
+        Ok(rules) => {
+            say(&rules);
+            DONE
+        }
+        Err(error) => fail(&error.to_string()),
     }
 }
 

@@ -75,8 +75,10 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
         tasks.spawn(plain::serve(entrance, move |asked| admin.answer(asked)));
     }
     let shard = control.admin.metrics.shard(control.admin.config.workers);
+    let probed = control.admin.clusters.iter().filter(|cluster| cluster.config.health.is_some());
+    let all = probed.map(|cluster| cluster.backends.len()).sum();
     for cluster in &control.admin.clusters {
-        tasks.spawn(probe::run(cluster.clone(), reporter(cluster, &shard)));
+        tasks.spawn(probe::run(cluster.clone(), all, reporter(cluster, &shard)));
     }
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
     tokio::select! {

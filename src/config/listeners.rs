@@ -121,6 +121,8 @@ pub(super) fn resolve(
         redirect_to_https: At::or(written.redirect_to_https, false),
         limits: written.limits,
         trusted_proxies: written.trusted_proxies.unwrap_or_else(|| file.trusted_proxies.clone()),
+        forwarded: written.forwarded.unwrap_or(file.forwarded),
+        proxy_protocol: written.proxy_protocol,
         firewall: firewall?,
     })
 }

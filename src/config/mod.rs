@@ -60,6 +60,14 @@ pub fn parse(name: &str, text: &str, base: &Path) -> Result<(Config, Diagnostics
     }
 }
 
+/// Reads a network such as `10.0.0.0/8`, or one address.
+///
+/// # Errors
+/// What was expected, in words.
+pub fn network_of(text: &str) -> Result<ipnet::IpNet, String> {
+    networks::parse_network(text).map_err(|meant| networks::complaint(text, meant))
+}
+
 /// A whole configuration, resolved: names looked up, files read, defaults filled in.
 #[derive(Debug)]
 pub struct Config {
@@ -70,6 +78,7 @@ pub struct Config {
     pub group: Option<String>,
     /// Peers whose forwarding headers and request ids are believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    pub forwarded: ForwardedPolicy,
     pub admin: Option<Admin>,
     pub log: Log,
     /// Never empty; names and addresses are unique.
@@ -140,8 +149,42 @@ pub struct Listener {
     pub limits: Limits,
     /// Replaces the top-level list where written.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Replaces the top-level policy where written.
+    pub forwarded: ForwardedPolicy,
+    /// `None`: connections begin with no header.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// `[firewall]` with what the listener writes itself.
     pub firewall: Firewall,
+}
+
+/// Which connections of a listener begin with a PROXY protocol header.
+#[derive(Debug, Clone)]
+pub struct ProxyProtocol {
+    /// Those from these networks, and no others; never empty.
+    pub from: Vec<ipnet::IpNet>,
+    /// From the connection to the end of its header.
+    pub timeout: Duration,
+}
+
+/// In which fields the backends learn who the client is; fields of the other kind are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardedPolicy {
+    /// `x-forwarded-for`, `x-forwarded-proto`, `x-forwarded-host`.
+    XForwarded,
+    /// `forwarded` (RFC 7239).
+    Rfc7239,
+    Both,
+    Off,
+}
+
+impl ForwardedPolicy {
+    pub fn sets_x_forwarded(self) -> bool {
+        matches!(self, ForwardedPolicy::XForwarded | ForwardedPolicy::Both)
+    }
+
+    pub fn sets_rfc7239(self) -> bool {
+        matches!(self, ForwardedPolicy::Rfc7239 | ForwardedPolicy::Both)
+    }
 }
 
 /// Who may use a listener, and how fast.
@@ -326,10 +369,14 @@ pub struct Cluster {
     pub response_timeout: Duration,
     pub response_idle_timeout: Duration,
     pub idle_timeout: Duration,
-    /// For each backend and worker.
-    pub idle_connections: usize,
+    /// For each backend and worker, whatever was in use; `None`: as many as were used of late. 0 with
+    /// `proxy_protocol`.
+    pub idle_connections: Option<usize>,
     /// Attempts after the first.
     pub retries: u32,
+    /// Connections begin with a header (PROXY protocol version 2) that names their client; only with
+    /// `Protocol::Http1`.
+    pub proxy_protocol: bool,
 }
 
 #[derive(Debug, Clone)]

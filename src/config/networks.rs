@@ -217,7 +217,7 @@ pub(super) fn parse_network(text: &str) -> Result<IpNet, Option<IpNet>> {
     if network.trunc() == network { Ok(network) } else { Err(Some(network.trunc())) }
 }
 
-fn complaint(entry: &str, meant: Option<IpNet>) -> String {
+pub(super) fn complaint(entry: &str, meant: Option<IpNet>) -> String {
     let shown = quote(entry);
     match meant {
         Some(meant) => format!("{shown} has bits set after its prefix: did you mean {meant}?"),

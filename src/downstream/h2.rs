@@ -76,7 +76,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     if connection.is_abused() {
         client.abusive.set(true);
         reject(worker, client.listener, Reason::H2Abuse);
-        view.firewall.rejected(client.listener, client.ip(), Reason::H2Abuse, Instant::now().into_std());
+        view.firewall.rejected(client.listener, client.ip, Reason::H2Abuse, Instant::now().into_std());
         streams.clear();
         let farewell = Wait::new(Reason::H2Abuse, FAREWELL.min(limits.write_timeout));
         // WHY: nobody is left to tell that the client did not take it.

@@ -6,6 +6,7 @@
 
 mod bans;
 mod buckets;
+pub mod export;
 
 use std::{
     hash::Hash,

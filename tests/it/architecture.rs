@@ -25,7 +25,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("admin", &["error", "config", "observe", "firewall", "http", "upstream"]),
     ("app", &["error", "config", "observe", "firewall", "http", "upstream", "proxy", "downstream", "admin"]),
     ("demo", &["config", "http"]),
-    ("cli", &["config", "observe", "app", "demo"]),
+    ("cli", &["config", "observe", "firewall", "app", "demo"]),
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
@@ -43,7 +43,7 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
-    ("ipnet", &["config/", "proxy/client.rs"]),
+    ("ipnet", &["cli.rs", "config/", "firewall/export.rs", "proxy/client.rs", "proxy/forwarded.rs"]),
     ("itoa", &["http/", "observe/"]),
     ("landlock", &["app/sandbox.rs"]),
     ("memchr", &["http/", "observe/", "proxy/", "upstream/"]),
