@@ -20,6 +20,7 @@ mod observe;
 mod proxy_protocol;
 mod retries;
 mod secrets;
+mod smuggling;
 mod strict_h2;
 mod strict_requests;
 mod strict_responses;
