@@ -14,7 +14,7 @@ use toml::de::DeValue;
 use super::{
     Admin, AdminAddress,
     addresses::socket_address,
-    diagnostics::{Problem, quote},
+    diagnostics::{Problem, Span, quote},
     pem::{check_mode, system_text},
     reader::{At, Table},
     values::{Outcome, Refusal, boolean, file},
@@ -101,12 +101,11 @@ pub(super) fn read(mut table: Table<'_>) -> Option<WrittenAdmin> {
 }
 
 fn address(value: &DeValue<'_>) -> Outcome<AdminAddress> {
-    let expected =
-        "an IP address and a port such as \"127.0.0.1:9090\", or \"unix:\" and a path of at most 107 bytes";
+    let expected = "an IP address and a port such as \"127.0.0.1:9090\", or \"unix:\" and a path";
     if let DeValue::String(text) = value
         && let Some(path) = text.strip_prefix(UNIX)
     {
-        let is_path = !path.is_empty() && path.len() <= SOCKET_PATH_BYTES && !path.contains('\0');
+        let is_path = !path.is_empty() && !path.contains('\0');
         return if is_path { Ok(AdminAddress::Unix(path.into())) } else { Err(Refusal::new(expected)) };
     }
     match socket_address(value) {
@@ -117,34 +116,46 @@ fn address(value: &DeValue<'_>) -> Outcome<AdminAddress> {
 
 /// Reads the token and holds the address against it; `None` only after an error was reported.
 pub(super) fn resolve(written: WrittenAdmin, base: &Path, problems: &mut Vec<Problem>) -> Option<Admin> {
-    let address = written.address?;
-    let token = match &written.token_file {
-        Some(file) => Some(read_token(file, base, problems)?),
-        None => None,
-    };
-    let is_open = token.is_none()
-        && address.value.tcp().is_some_and(|address| !address.ip().to_canonical().is_loopback());
+    let token = written.token_file.as_ref().map(|file| read_token(file, base, problems));
+    let At { value: address, span } = written.address?;
+    let is_open =
+        token.is_none() && address.tcp().is_some_and(|address| !address.ip().to_canonical().is_loopback());
     if is_open {
-        let problem = if written.unprotected { Problem::warning } else { Problem::error };
-        let message = format!(
-            "everybody who reaches \"{}\" may read the metrics and the status, and lift bans",
-            address.value
-        );
-        let problem = problem(address.span, message);
-        problems.push(if written.unprotected {
-            problem.help("set `token_file`, or see to it that only Prometheus and operators reach it")
-        } else {
-            problem.help(
-                "write a loopback address or \"unix:/run/portcullis/admin.sock\", or set `token_file`; on a \
-                 network of your own that keeps others out, `unprotected = true`",
-            )
-        });
+        problems.push(open_to_everybody(&address, span.clone(), written.unprotected));
     }
-    let address = match address.value {
-        AdminAddress::Unix(path) => AdminAddress::Unix(base.join(path)),
+    let address = match address {
+        AdminAddress::Unix(path) => AdminAddress::Unix(socket_path(&path, span, base, problems)?),
         tcp @ AdminAddress::Tcp(_) => tcp,
     };
-    Some(Admin { address, token })
+    match token {
+        Some(token) => Some(Admin { address, token: Some(token?) }),
+        None => Some(Admin { address, token: None }),
+    }
+}
+
+fn open_to_everybody(address: &AdminAddress, span: Span, is_meant: bool) -> Problem {
+    let message =
+        format!("everybody who reaches \"{address}\" may read the metrics and the status, and lift bans");
+    if is_meant {
+        return Problem::warning(span, message)
+            .help("set `token_file`, or see to it that only Prometheus and operators reach it");
+    }
+    Problem::error(span, message).help(
+        "write a loopback address or \"unix:/run/portcullis/admin.sock\", or set `token_file`; on a network of \
+         your own that keeps others out, `unprotected = true`",
+    )
+}
+
+fn socket_path(path: &Path, span: Span, base: &Path, problems: &mut Vec<Problem>) -> Option<PathBuf> {
+    let path = base.join(path);
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_BYTES {
+        let message = format!("the path of the socket has {length} bytes");
+        let problem = Problem::error(span, message).help("a shorter one such as /run/portcullis/admin.sock");
+        problems.push(problem.note(format!("expected at most {SOCKET_PATH_BYTES}, the kernel's limit")));
+        return None;
+    }
+    Some(path)
 }
 
 fn read_token(written: &At<PathBuf>, base: &Path, problems: &mut Vec<Problem>) -> Option<Token> {
