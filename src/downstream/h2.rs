@@ -26,7 +26,7 @@ use crate::{
     proxy::{
         self,
         flight::Flight,
-        patience::{Patience, Wait},
+        patience::{Indulgence, Patience, Wait},
         worker::{Client, Worker, reject},
     },
 };
@@ -47,6 +47,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     let Ok(Ok(mut connection)) = connection else { return };
     let idle = Wait::new(Reason::ClientClosed, limits.idle_timeout);
     let last_words = Wait::new(Reason::WriteTimeout, limits.write_timeout);
+    let mut indulgence = Indulgence::new(limits.write_timeout, limits.write_min_rate);
     let mut streams = FuturesUnordered::new();
     let mut draining = false;
     poll_fn(|cx| {
@@ -57,6 +58,15 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         let begin = |accepted| one_request(worker, client, accepted);
         if advance(&mut connection, &mut streams, begin, (worker, cx)).is_ready() {
             return Poll::Ready(());
+        }
+        if connection.is_blocked() {
+            // Whatever its streams wait for, and those that are over, whose answers still wait.
+            let until = Some(indulgence.end(Instant::now(), connection.written()));
+            let wait = Wait { until, ..last_words };
+            return patience.poll(cx, wait, true).map(|_| connection.give_up());
+        }
+        if indulgence.is_running() {
+            indulgence.pause(Instant::now(), connection.written());
         }
         if !streams.is_empty() {
             patience.rest();

@@ -22,7 +22,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::buffer::{ReadBuffer, SEALED_BLOCK};
+use super::buffer::{ReadBuffer, SEALED_BLOCK, SMALL_BLOCK, may_seal_at_large};
 
 /// The most plaintext in a record (RFC 8446 §5.1).
 const RECORD_BYTES: usize = 16 * 1024;
@@ -33,6 +33,8 @@ const MESSAGE_ROOM: usize = 512;
 const OVERHEAD: usize = 128;
 /// What is sealed at once: as many records as a block takes.
 const SEALED_BYTES: usize = SEALED_BLOCK / (RECORD_BYTES + OVERHEAD) * RECORD_BYTES;
+/// The same for a small block.
+const SMALL_BYTES: usize = SMALL_BLOCK - OVERHEAD;
 /// The most ciphertext that may wait for its rest: a handshake message of 64 KiB in its records.
 const UNFINISHED_BYTES: usize = 96 * 1024;
 
@@ -279,7 +281,8 @@ impl AsyncWrite for TlsStream {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         ready!(this.poll_send(cx))?;
-        let bytes = &bytes[..bytes.len().min(SEALED_BYTES)];
+        let most = if this.outgoing.is_empty() && !may_seal_at_large() { SMALL_BYTES } else { SEALED_BYTES };
+        let bytes = &bytes[..bytes.len().min(most)];
         this.carry_out(cx, &Intent::Seal(bytes))?;
         match this.poll_send(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

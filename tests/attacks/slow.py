@@ -1,6 +1,4 @@
 """Clients that take their time over HTTP/1: each is closed at its deadline, and nobody else notices."""
-import socket
-import subprocess
 import time
 
 from wire import close, connect, drive, tls
@@ -29,14 +27,14 @@ def heads(target, count):
 
 def bodies(target, count):
     """A body that grows by a byte now and then: below the least rate once the grace is over."""
-    connections = _open(target, count, _head("/small", "content-length: 100000", method="POST"))
+    connections = _open(target, count, _head("/upload", "content-length: 100000", method="POST"))
     drive(connections, speak=lambda _: b"y", within=7, every=0.5)
     close(connections)
     return connections
 
 
 def silent_bodies(target, count):
-    connections = _open(target, count, _head("/small", "content-length: 100000", method="POST"))
+    connections = _open(target, count, _head("/upload", "content-length: 100000", method="POST"))
     drive(connections, speak=lambda _: b"", within=6, every=0.5)
     close(connections)
     return connections
@@ -45,6 +43,19 @@ def silent_bodies(target, count):
 def readers(target, count):
     """Asks for eight MiB and reads nothing of it."""
     connections = _open(target, count, _head("/big"), receive_buffer=4096)
+    return _read_nothing(connections)
+
+
+def tls_readers(target, count):
+    """The same over TLS."""
+    connections = [connect(target.https, tls("http/1.1"), receive_buffer=4096) for _ in range(count)]
+    for connection in connections:
+        connection.began = time.monotonic()
+        connection.pending = _head("/big")
+    return _read_nothing(connections)
+
+
+def _read_nothing(connections):
     drive(connections, speak=lambda _: b"", within=7, every=0.5, read=0)
     close(connections)
     return connections

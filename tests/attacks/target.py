@@ -52,6 +52,7 @@ http {{
         listen 127.0.0.1:{port} backlog=8192;
         root files;
         location /small {{ return 200 "small\\n"; }}
+        location /upload {{ proxy_pass http://127.0.0.1:{port}/small; }}
         location /healthz {{ return 200 "well\\n"; }}
         location / {{ }}
     }}

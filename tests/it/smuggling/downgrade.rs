@@ -156,8 +156,8 @@ impl Attack {
                 self.fields.insert(place, (fill(name), fill(value)));
             }
             4 => self.fields[0].1 = pick(METHODS, random),
-            5 | 6 => self.replace(b":path", pick(PATHS, random)),
-            7 => self.replace(b":authority", pick(AUTHORITIES, random)),
+            5 | 6 => self.replace(b":path", &pick(PATHS, random)),
+            7 => self.replace(b":authority", &pick(AUTHORITIES, random)),
             8 if self.fields.len() > 1 => _ = self.fields.remove(at),
             9 => {
                 let (name, value) = &mut self.fields[at];
@@ -176,9 +176,9 @@ impl Attack {
         }
     }
 
-    fn replace(&mut self, name: &[u8], value: Vec<u8>) {
+    fn replace(&mut self, name: &[u8], value: &[u8]) {
         for field in self.fields.iter_mut().filter(|(other, _)| other == name) {
-            field.1.clone_from(&value);
+            field.1 = value.to_vec();
         }
     }
 

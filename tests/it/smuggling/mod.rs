@@ -36,7 +36,7 @@ fn in_lanes(run: impl Fn(usize, Lane) -> usize + Sync) {
     });
     let took = start.elapsed();
     assert!(seen > 1000, "{seen} requests reached the backends: the attacks do not even begin");
-    assert!(took < Duration::from_secs(120), "{took:?}");
+    assert!(took < Duration::from_mins(2), "{took:?}");
 }
 
 #[test]
