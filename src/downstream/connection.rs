@@ -56,7 +56,7 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
     // WHY: fails only on a socket that is already dead, and the next read says so.
     let _ = arrival.stream.set_nodelay(true);
     let mut client =
-        Client { listener: arrival.listener, peer: arrival.peer, tls: None, abusive: Cell::new(false) };
+        Client { listener: arrival.listener, peer: arrival.peer, tls: None, cut_for: Cell::new(None) };
     let Some(acceptor) = acceptor else {
         return h1::serve(&worker, &client, Transport::Tcp(arrival.stream)).await;
     };

@@ -44,33 +44,39 @@ pub struct Indulgence {
     /// Bytes a second; 0: any byte wins back all of it.
     rate: u64,
     bytes: u64,
-    since: Option<Instant>,
+    /// While it runs: since when, and until when if nothing is taken.
+    running: Option<(Instant, Instant)>,
 }
 
 impl Indulgence {
     pub fn new(most: Duration, rate: u64) -> Self {
-        Indulgence { most, left: most, rate, bytes: 0, since: None }
+        Indulgence { most, left: most, rate, bytes: 0, running: None }
     }
 
     /// When it is used up if the client, which has taken `bytes` since the beginning, takes no more.
     pub fn end(&mut self, now: Instant, bytes: u64) -> Instant {
+        // The same instant for as long as nothing is taken: a timer that is moved never rings.
+        if let Some((_, end)) = self.running.filter(|_| bytes == self.bytes) {
+            return end;
+        }
         self.settle(now, bytes);
-        self.since = Some(now);
-        now + self.left
+        let end = now + self.left;
+        self.running = Some((now, end));
+        end
     }
 
     /// Something else is waited for from now on.
     pub fn pause(&mut self, now: Instant, bytes: u64) {
         self.settle(now, bytes);
-        self.since = None;
+        self.running = None;
     }
 
     pub fn is_running(&self) -> bool {
-        self.since.is_some()
+        self.running.is_some()
     }
 
     fn settle(&mut self, now: Instant, bytes: u64) {
-        let waited = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let waited = self.running.map_or(Duration::ZERO, |(since, _)| now.saturating_duration_since(since));
         let taken = bytes - self.bytes;
         let won = match (taken * 1000).checked_div(self.rate) {
             Some(millis) => Duration::from_millis(millis),

@@ -361,8 +361,8 @@ pub struct Client {
     pub listener: usize,
     pub peer: std::net::SocketAddr,
     pub tls: Option<TlsFacts>,
-    /// The connection is being ended for abuse: requests that are cut then are on record as such.
-    pub abusive: Cell<bool>,
+    /// Why we end the connection: requests that are cut then are on record as such.
+    pub cut_for: Cell<Option<Reason>>,
 }
 
 #[derive(Debug)]

@@ -1,7 +1,10 @@
-//! How much of its answers does a connection hold for a client that does not read?
+//! How much does a connection hold for all its streams together?
 //!
-//! The h2 crate bounds that for each stream, and a client may have a hundred of them. What all of them
-//! may have waiting together is taken from here, and comes back when everything was written.
+//! The h2 crate bounds what waits of each answer, and a client may have a hundred of them that it does
+//! not read: what all of them may have waiting is taken from a budget, and comes back when everything
+//! was written. A head of 32 KiB costs a client a hundred bytes where it names the same field again and
+//! again (RFC 7541 §2.3): beyond a number of bytes, heads stay in the h2 crate as it has them, a
+//! reference for each field, until some are answered.
 
 use std::{
     cell::{Cell, RefCell},
@@ -46,6 +49,53 @@ impl Budget {
     }
 }
 
+/// The memory of the request heads of a connection that are not answered yet.
+#[derive(Debug)]
+pub(super) struct Heads(Rc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    most: usize,
+    bytes: Cell<usize>,
+    waiting: RefCell<Option<Waker>>,
+}
+
+/// The part of one head; comes back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Claim {
+    bytes: usize,
+    held: Rc<Held>,
+}
+
+impl Heads {
+    pub(super) fn new(most: usize) -> Self {
+        Heads(Rc::new(Held { most, bytes: Cell::default(), waiting: RefCell::default() }))
+    }
+
+    /// Ready when another head may be taken; the last one may go beyond.
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.bytes.get() < self.0.most {
+            return Poll::Ready(());
+        }
+        self.0.waiting.replace(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+
+    pub(super) fn claim(&self, bytes: usize) -> Claim {
+        self.0.bytes.set(self.0.bytes.get() + bytes);
+        Claim { bytes, held: self.0.clone() }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.held.bytes.set(self.held.bytes.get() - self.bytes);
+        if let Some(waker) = self.held.waiting.take() {
+            waker.wake();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::task::noop_waker_ref;
@@ -62,5 +112,17 @@ mod tests {
         assert_eq!(stream.poll_take(cx, 60), Poll::Pending);
         budget.refill();
         assert_eq!(stream.poll_take(cx, 60), Poll::Ready(60));
+    }
+
+    #[test]
+    fn takes_heads_until_there_is_no_room() {
+        let heads = Heads::new(100);
+        let cx = &mut Context::from_waker(noop_waker_ref());
+        let first = heads.claim(99);
+        assert!(heads.poll_room(cx).is_ready());
+        let _second = heads.claim(1);
+        assert!(heads.poll_room(cx).is_pending());
+        drop(first);
+        assert!(heads.poll_room(cx).is_ready());
     }
 }

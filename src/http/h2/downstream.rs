@@ -12,7 +12,7 @@ use h2::{
 };
 
 use super::{
-    budget::Budget,
+    budget::{Budget, Claim, Heads},
     convert,
     cork::Corked,
     linger::Lingering,
@@ -32,6 +32,9 @@ use crate::http::{
 
 /// What all responses of a connection may have waiting together: so many streams' buffers.
 const FULL_BUFFERS: usize = 4;
+
+/// Memory of the heads that are not answered yet: a hundred of 10 KiB.
+const HEAD_BYTES: usize = 1024 * 1024;
 
 /// Bounds of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,7 @@ pub struct Connection {
     /// For a head that has begun.
     head_deadline: Deadline,
     budget: Budget,
+    heads: Heads,
     abused: bool,
 }
 
@@ -88,7 +92,8 @@ impl Connection {
             .map_err(io_error)?;
         let budget = Budget::new(FULL_BUFFERS * settings.send_buffer);
         let head_deadline = Deadline::default();
-        Ok(Connection { inner, cork, head: settings.head, head_deadline, budget, abused: false })
+        let heads = Heads::new(HEAD_BYTES);
+        Ok(Connection { inner, cork, head: settings.head, head_deadline, budget, heads, abused: false })
     }
 
     /// The next stream, or `None` when the connection is over, or abused; takes what its streams
@@ -98,7 +103,12 @@ impl Connection {
         cx: &mut Context<'_>,
         new_head: impl FnOnce() -> Box<RequestHead>,
     ) -> Poll<Option<Accepted>> {
-        let accepted = self.inner.poll_accept(cx);
+        let accepted = if self.heads.poll_room(cx).is_ready() {
+            self.inner.poll_accept(cx)
+        } else {
+            // Goes on with the streams that there are.
+            self.inner.poll_closed(cx).map(|closed| closed.err().map(Err))
+        };
         if !self.cork.is_blocked() {
             // It has written all it had.
             self.budget.refill();
@@ -114,7 +124,8 @@ impl Connection {
                 let mut head = new_head();
                 let ended = request.body().is_end_stream();
                 let verdict = convert::read_request(&request, ended, &self.head, &mut head);
-                let stream = Stream::new(request.into_body(), respond, self.budget.clone());
+                let claim = self.heads.claim(head.capacity());
+                let stream = Stream::new(request.into_body(), respond, (self.budget.clone(), claim));
                 Poll::Ready(Some(Accepted { head, stream, verdict }))
             }
             Some(Err(error)) => {
@@ -189,11 +200,14 @@ pub struct Stream {
     respond: SendResponse<Bytes>,
     outgoing: Option<Outgoing>,
     budget: Budget,
+    /// Until the answer begins.
+    claim: Option<Claim>,
 }
 
 impl Stream {
-    fn new(body: RecvStream, respond: SendResponse<Bytes>, budget: Budget) -> Self {
-        Stream { incoming: Incoming::new(body, Underscores::Drop), respond, outgoing: None, budget }
+    fn new(body: RecvStream, respond: SendResponse<Bytes>, (budget, claim): (Budget, Claim)) -> Self {
+        let incoming = Incoming::new(body, Underscores::Drop);
+        Stream { incoming, respond, outgoing: None, budget, claim: Some(claim) }
     }
 
     fn outgoing(&mut self) -> io::Result<&mut Outgoing> {
@@ -242,6 +256,7 @@ impl Downstream for Stream {
     }
 
     fn send_head(&mut self, head: &ResponseHead) -> io::Result<()> {
+        self.claim = None;
         let ended = matches!(head.body, BodyLength::Empty | BodyLength::Exact(0));
         let stream = self.respond.send_response(convert::write_response(head), ended).map_err(io_error)?;
         self.outgoing = Some(Outgoing::new(stream, ended, Some(self.budget.clone())));
