@@ -1,8 +1,9 @@
 //! The command line: what was typed becomes what is done, and how it ends becomes an exit code.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -13,7 +14,7 @@ use ipnet::IpNet;
 
 use crate::{
     app::App,
-    config::{self, Config, Diagnostics},
+    config::{self, AdminAddress, Config, Diagnostics},
     demo,
     firewall::export,
     observe,
@@ -64,9 +65,9 @@ enum Command {
     },
     /// Ask a running instance whether it lives; for container health checks.
     Healthcheck {
-        /// Its admin address.
+        /// Its admin address, or unix:PATH.
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
-        admin: SocketAddr,
+        admin: AdminAddress,
     },
 }
 
@@ -116,7 +117,7 @@ pub fn main() -> ExitCode {
         Command::Check { config } => check(&config),
         Command::Demo { https, admin } => demonstrate(https, admin),
         Command::Firewall { command: FirewallCommand::Export(asked) } => export(&asked),
-        Command::Healthcheck { admin } => healthcheck(admin),
+        Command::Healthcheck { admin } => healthcheck(&admin),
     })
 }
 
@@ -169,7 +170,7 @@ fn demonstrate(https: SocketAddr, admin: SocketAddr) -> u8 {
     match demo::prepare(https, admin) {
         Ok(demo) => {
             let code = serve(demo.config, || say(&demo.guide));
-            drop(demo.directory);
+            drop(demo.stage);
             code
         }
         Err(error) => fail(&format!("the demo can't be set up: {error}")),
@@ -203,37 +204,49 @@ fn serve(config: Config, ready: impl FnOnce()) -> u8 {
     }
 }
 
+/// How long an instance that lives may take to say so.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Sends the one request that a container's health check needs, without a client in the image.
-fn healthcheck(admin: SocketAddr) -> u8 {
-    const PATIENCE: Duration = Duration::from_secs(3);
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        write!(stream, "GET /healthz HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.take(4096).read_to_string(&mut answer)?;
-        Ok(answer)
+fn healthcheck(admin: &AdminAddress) -> u8 {
+    let answer = match admin {
+        AdminAddress::Tcp(address) => TcpStream::connect_timeout(address, PATIENCE).and_then(|stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            ask_health(stream)
+        }),
+        AdminAddress::Unix(path) => UnixStream::connect(path).and_then(|stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            ask_health(stream)
+        }),
     };
-    match ask() {
+    match answer {
         Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => DONE,
         Ok(_) => fail(&format!("{admin} answers, but not with 200")),
         Err(error) => fail(&format!("no answer from {admin}: {error}")),
     }
 }
 
+fn ask_health(mut stream: impl Read + Write) -> io::Result<String> {
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(4096).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 fn complain(diagnostics: &Diagnostics) {
     if !diagnostics.is_empty() {
         // WHY: a standard error that is gone leaves nobody to tell.
-        let _ = write!(std::io::stderr(), "{diagnostics}");
+        let _ = write!(io::stderr(), "{diagnostics}");
     }
 }
 
 fn say(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 fn fail(problem: &str) -> u8 {
-    let _ = writeln!(std::io::stderr(), "portcullis: {problem}");
+    let _ = writeln!(io::stderr(), "portcullis: {problem}");
     FAILED
 }

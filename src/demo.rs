@@ -15,11 +15,11 @@ use std::{
 
 use http::{Method, StatusCode};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     config::{self, Config},
-    http::plain::{self, Asked, Reply},
+    http::plain::{self, Asked, Entrance, Reply},
 };
 
 const BACKENDS: [&str; 3] = ["alder", "birch", "cedar"];
@@ -30,13 +30,32 @@ pub struct Demo {
     pub config: Config,
     /// What is served and what to try.
     pub guide: String,
-    /// Removes the certificates and the key.
-    pub directory: Directory,
+    pub stage: Stage,
+}
+
+/// The backends and the files; dropping it ends the ones and removes the others.
+///
+/// That is done by the thread of the backends: it was there before the process gave up writing.
+#[derive(Debug)]
+pub struct Stage {
+    /// Dropped to end it.
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.end.take();
+        if let Some(thread) = self.thread.take() {
+            // WHY: a panic has been printed, and there is nothing left to save.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// A directory that goes with its owner.
 #[derive(Debug)]
-pub struct Directory(PathBuf);
+struct Directory(PathBuf);
 
 impl Drop for Directory {
     fn drop(&mut self) {
@@ -56,12 +75,13 @@ pub enum DemoError {
 pub fn prepare(https: SocketAddr, admin: SocketAddr) -> Result<Demo, DemoError> {
     let directory = make_directory()?;
     write_certificates(&directory.0, https)?;
-    let (backends, control) = start_backends()?;
+    let folder = directory.0.clone();
+    let (stage, backends, control) = start_backends(directory)?;
     let text = config_text(https, admin, &backends);
-    let (config, _) = config::parse("the demo's configuration", &text, &directory.0)
+    let (config, _) = config::parse("the demo's configuration", &text, &folder)
         .map_err(|problems| DemoError::Config(problems.to_string()))?;
-    let guide = guide(https, admin, &directory.0, control);
-    Ok(Demo { config, guide, directory })
+    let guide = guide(https, admin, &folder, control);
+    Ok(Demo { config, guide, stage })
 }
 
 /// A fresh directory that only this user can read.
@@ -106,8 +126,10 @@ fn write(path: &Path, text: &str) -> Result<(), DemoError> {
 
 fn config_text(https: SocketAddr, admin: SocketAddr, backends: &[SocketAddr]) -> String {
     let list: Vec<String> = backends.iter().map(|address| format!("\"{address}\"")).collect();
+    // Whoever types another address wants others to look at the demo.
+    let unprotected = !admin.ip().is_loopback();
     format!(
-        "[admin]\naddress = \"{admin}\"\n\
+        "[admin]\naddress = \"{admin}\"\nunprotected = {unprotected}\n\
          [log]\naccess = \"off\"\nformat = \"text\"\n\
          [[listeners]]\nname = \"demo\"\naddress = \"{https}\"\n\
          tls.certificates = [{{ chain = \"site.crt\", key = \"site.key\" }}]\n\
@@ -148,7 +170,7 @@ fn guide(https: SocketAddr, admin: SocketAddr, directory: &Path, control: Socket
 }
 
 /// Starts the backends and the address that stops and starts them, in a thread of their own.
-fn start_backends() -> Result<(Vec<SocketAddr>, SocketAddr), DemoError> {
+fn start_backends(directory: Directory) -> Result<(Stage, Vec<SocketAddr>, SocketAddr), DemoError> {
     let failed = |error| DemoError::Io("a backend can't listen", error);
     let (listeners, switches): (Vec<_>, Vec<_>) = BACKENDS
         .iter()
@@ -164,11 +186,20 @@ fn start_backends() -> Result<(Vec<SocketAddr>, SocketAddr), DemoError> {
     let control_address = control.local_addr().map_err(failed)?;
     let addresses = listeners.iter().map(|backend| backend.address).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    thread::Builder::new()
+    let (end, ended) = oneshot::channel::<()>();
+    let thread = thread::Builder::new()
         .name("demo-backends".to_owned())
-        .spawn(move || runtime.block_on(run_backends(listeners, switches, control)))
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = run_backends(listeners, switches, control) => {}
+                    _ = ended => {}
+                }
+            });
+            drop(directory);
+        })
         .map_err(failed)?;
-    Ok((addresses, control_address))
+    Ok((Stage { end: Some(end), thread: Some(thread) }, addresses, control_address))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -188,7 +219,7 @@ async fn run_backends(backends: Vec<Backend>, switches: Vec<watch::Sender<bool>>
         tokio::spawn(run_backend(*backend, switch.subscribe()));
     }
     match tokio::net::TcpListener::from_std(control) {
-        Ok(control) => plain::serve(control, move |asked| flip(&switches, asked)).await,
+        Ok(control) => plain::serve(Entrance::Tcp(control), move |asked| flip(&switches, asked)).await,
         Err(error) => tracing::error!("the demo's control address failed: {error}"),
     }
 }
@@ -198,7 +229,7 @@ async fn run_backend(backend: Backend, mut on: watch::Receiver<bool>) {
     while on.wait_for(|on| *on).await.is_ok() {
         match listen(backend.address).and_then(tokio::net::TcpListener::from_std) {
             Ok(listener) => tokio::select! {
-                () = plain::serve(listener, move |asked| greet(backend.name, asked)) => {}
+                () = plain::serve(Entrance::Tcp(listener), move |asked| greet(backend.name, asked)) => {}
                 _ = on.wait_for(|on| !*on) => {}
             },
             Err(error) => return tracing::error!("backend {} can't listen: {error}", backend.name),

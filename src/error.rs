@@ -94,6 +94,8 @@ reasons! {
     TunnelIdle = "tunnel_idle", 101, Nobody, "the tunnel was idle for too long";
     /// A connection refused at accept: `connections`, `connections_per_ip`.
     ConnectionLimit = "connection_limit", 503, Client, "too many connections";
+    /// A connection that has to begin with a PROXY protocol header, and did not.
+    ProxyProtocol = "proxy_protocol", 400, Client, "the PROXY protocol header is missing or malformed";
     /// HTTP/2 behaviour beyond the abuse limits.
     H2Abuse = "h2_abuse", 400, Client, "too many resets or control frames";
 }

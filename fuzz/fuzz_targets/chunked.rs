@@ -1,4 +1,5 @@
-//! Chunked bodies: no panic, every split reads the same, and httparse's chunk sizes agree.
+//! Chunked bodies: no panic, every split reads the same, and httparse's chunk sizes and
+//! hyper agree.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -28,6 +29,7 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Ok(Body { payload, end: Some(end), trailers }) = &whole {
         assert_eq!(payload, &by_httparse(&data[..*end]));
+        check_with_hyper(&data[..*end], payload, trailers);
         for (name, _) in trailers {
             let forbidden: [&[u8]; 5] =
                 [b"content-length", b"transfer-encoding", b"host", b"authorization", b"x-forwarded-for"];
@@ -80,4 +82,23 @@ fn by_httparse(mut wire: &[u8]) -> Vec<u8> {
         payload.extend_from_slice(&wire[start..start + size]);
         wire = wire[start + size..].strip_prefix(b"\r\n").expect("CRLF after data");
     }
+}
+
+/// hyper finds the same payload, the trailers that we pass on, and the next request behind them.
+fn check_with_hyper(wire: &[u8], payload: &[u8], trailers: &[(Vec<u8>, Vec<u8>)]) {
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let seen = hyper_oracle::requests(&[head, wire, hyper_oracle::NEXT].concat());
+    let [first, next] = &seen[..] else { panic!("{} for {}", seen.len(), wire.escape_ascii()) };
+    assert!(first.body.is_complete, "hyper refuses {}", wire.escape_ascii());
+    assert_eq!(first.body.payload, payload);
+    for (name, value) in trailers {
+        let mut fields = first.body.trailers.iter();
+        assert!(
+            fields.any(|(theirs, held)| theirs.as_str().as_bytes() == name && held.as_bytes() == value),
+            "{:?} for {}",
+            first.body.trailers,
+            wire.escape_ascii()
+        );
+    }
+    assert_eq!(next.uri, "/next");
 }

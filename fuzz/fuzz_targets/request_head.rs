@@ -1,9 +1,13 @@
 //! Request heads: no panic, and whatever is accepted has one reading.
 #![no_main]
 
+use std::net::Ipv6Addr;
+
+use http::{Method, Version as HttpVersion};
 use http_desync_guardian::{
     ClassificationReason as Verdict, RequestSafetyTier as Tier, request_analyzer::HttpRequestData,
 };
+use hyper_oracle::SeenRequest;
 use libfuzzer_sys::fuzz_target;
 use portcullis::http::{
     fields::FieldId,
@@ -12,7 +16,7 @@ use portcullis::http::{
         head::{HeadEnd, HeadLimits, Underscores, find_head_end},
         request::parse_request,
     },
-    message::{BodyLength, RequestHead},
+    message::{BodyLength, RequestHead, Version},
     target,
 };
 
@@ -37,6 +41,7 @@ fuzz_target!(|data: &[u8]| {
     check_framing(raw, &head);
     check_target(&head);
     check_forwarded(&head);
+    check_with_hyper(raw, &head);
 });
 
 /// However the bytes arrive, the head ends at the same place.
@@ -158,4 +163,118 @@ fn check_forwarded(head: &RequestHead) {
             | Verdict::SuspiciousHeader
     );
     assert!(verdict.tier < Tier::Ambiguous || tolerated, "{:?}: {}", verdict.reason, wire.escape_ascii());
+}
+
+/// hyper takes what we take, and reads method, host, target, framing and the end of the message alike.
+fn check_with_hyper(raw: &[u8], head: &RequestHead) {
+    let body = match head.body {
+        // Of a longer one only the beginning comes: hyper must wait for the rest.
+        BodyLength::Exact(bytes) => vec![b'x'; usize::try_from(bytes.min(64)).expect("small")],
+        BodyLength::Streamed => b"3;x=y\r\nGET\r\n2\r\n /\r\n0\r\nx-t: v\r\n\r\n".to_vec(),
+        BodyLength::Empty | BodyLength::UntilClose => Vec::new(),
+    };
+    if matches!(head.body, BodyLength::Exact(65..)) {
+        return assert!(hyper_oracle::requests(&[raw, &body].concat()).is_empty(), "{}", raw.escape_ascii());
+    }
+    let seen = hyper_oracle::requests(&[raw, &body, hyper_oracle::NEXT].concat());
+    let Some(first) = seen.first() else { panic!("hyper refuses {}", raw.escape_ascii()) };
+    let shown = || format!("{first:?} for {head:?}");
+    assert_eq!(first.method, head.method);
+    assert_eq!(first.version == HttpVersion::HTTP_11, head.version == Version::Http11);
+    assert_eq!(host_by_hyper(first), (head.host.clone(), head.port), "{}", shown());
+    assert_eq!(target_by_hyper(first, raw), segments(&head.target, head.path_len), "{}", shown());
+    check_body(first, head);
+    let names_of_hyper =
+        || first.fields.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+    for (_, name, value) in head.fields.iter().filter(|(id, _, _)| *id != FieldId::Te) {
+        assert!(names_of_hyper().any(|field| field == (name, value)), "{}", shown());
+    }
+    // hyper takes no option from a `connection` with bytes from 0x80 on; we do.
+    let is_odd = first.fields.get_all("connection").iter().any(|value| value.to_str().is_err());
+    assert!(is_odd || head.keep_alive == (seen.len() == 2), "{}: {seen:?}", raw.escape_ascii());
+    assert!(seen.iter().skip(1).all(|next| next.uri == "/next"), "{}: {seen:?}", raw.escape_ascii());
+}
+
+fn check_body(seen: &SeenRequest, head: &RequestHead) {
+    let body = &seen.body;
+    assert!(body.is_complete, "{seen:?}");
+    match head.body {
+        BodyLength::Exact(bytes) => {
+            assert_eq!((body.announced, body.payload.len() as u64), (Some(bytes), bytes));
+        }
+        BodyLength::Streamed => {
+            assert_eq!((body.announced, &body.payload[..]), (None, &b"GET /"[..]));
+            assert_eq!(body.trailers.get("x-t").map(|value| value.as_bytes()), Some(&b"v"[..]));
+        }
+        BodyLength::Empty | BodyLength::UntilClose => {
+            assert_eq!((body.announced, body.payload.len()), (Some(0), 0));
+        }
+    }
+}
+
+/// Host and port: those of the field; of the target where there is none.
+fn host_by_hyper(seen: &SeenRequest) -> (String, Option<u16>) {
+    let field = seen.fields.get("host").map(|value| value.to_str().expect("ASCII"));
+    let Some(authority) = field.or(seen.uri.authority().map(|authority| authority.as_str())) else {
+        return (String::new(), None);
+    };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().expect("a port"))),
+        _ => (authority, None),
+    };
+    let host = host.to_ascii_lowercase();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    match address.map(|address| address.parse::<Ipv6Addr>().expect("an address")) {
+        Some(address) => (format!("[{address}]"), port),
+        None => (host.strip_suffix('.').unwrap_or(&host).to_owned(), port),
+    }
+}
+
+/// A path as a backend might take it, segment by segment and decoded; then the query.
+type Target = (Vec<Vec<u8>>, Option<String>);
+
+fn target_by_hyper(seen: &SeenRequest, raw: &[u8]) -> Target {
+    // `OPTIONS http://a` is `*` to the last proxy (RFC 9112 §3.2.4); the http crate makes it `/`.
+    let written = raw.split(|byte| *byte == b' ').nth(1).expect("a target");
+    let is_bare = written.iter().filter(|byte| **byte == b'/').count() == 2 && !written.contains(&b'?');
+    if seen.method == Method::OPTIONS && seen.uri.authority().is_some() && is_bare {
+        return segments("*", 1);
+    }
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    let mut parts = decoded(seen.uri.path()).into_iter().peekable();
+    while let Some(part) = parts.next() {
+        let is_last = parts.peek().is_none();
+        match &part[..] {
+            b"." | b".." => {
+                if part.len() == 2 {
+                    kept.pop();
+                }
+                if is_last {
+                    kept.push(Vec::new());
+                }
+            }
+            _ => kept.push(part),
+        }
+    }
+    (kept, seen.uri.query().map(str::to_owned))
+}
+
+fn segments(target: &str, path_len: usize) -> Target {
+    (decoded(&target[..path_len]), target.get(path_len + 1..).map(str::to_owned))
+}
+
+fn decoded(path: &str) -> Vec<Vec<u8>> {
+    let hex =
+        |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).expect("ASCII"), 16).expect("hex");
+    let decode = |segment: &str| {
+        let (mut bytes, mut out) = (segment.as_bytes(), Vec::new());
+        while let [byte, rest @ ..] = bytes {
+            (bytes, _) = match byte {
+                b'%' => (&rest[2..], out.push(hex(&rest[..2]))),
+                _ => (rest, out.push(*byte)),
+            };
+        }
+        out
+    };
+    path.strip_prefix('/').unwrap_or(path).split('/').map(decode).collect()
 }

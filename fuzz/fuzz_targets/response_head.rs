@@ -1,7 +1,7 @@
 //! Response heads: no panic, and whatever is accepted has one length.
 #![no_main]
 
-use http::Method;
+use http::{Method, StatusCode};
 use libfuzzer_sys::fuzz_target;
 use portcullis::http::{
     fields::FieldId,
@@ -28,6 +28,7 @@ fuzz_target!(|data: &[u8]| {
     for method in [Method::GET, Method::HEAD] {
         if parse_response(raw, &LIMITS, &method, &mut head).is_ok() {
             check(raw, &method, &head);
+            check_with_hyper(raw, &method, &head);
         }
     }
 });
@@ -68,4 +69,39 @@ fn check(raw: &[u8], method: &Method, head: &ResponseHead) {
     parse_response(&wire, &roomy, method, &mut again).expect("what we write is valid");
     assert_eq!((again.status, again.body), (head.status, head.body));
     assert!(again.fields.iter().eq(head.fields.iter()));
+}
+
+/// hyper takes what we take, and reads status, fields, framing and body alike.
+fn check_with_hyper(raw: &[u8], method: &Method, head: &ResponseHead) {
+    let is_switch = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    if head.status.is_informational() && !is_switch {
+        // hyper keeps them to itself and waits for the next.
+        return;
+    }
+    let body: &[u8] = match head.body {
+        BodyLength::Exact(bytes) => &[b'x'; 64][..usize::try_from(bytes.min(64)).expect("small")],
+        BodyLength::Streamed => b"4;x=y\r\nbody\r\n0\r\nx-t: v\r\n\r\n",
+        BodyLength::UntilClose => b"to the end",
+        BodyLength::Empty => b"",
+    };
+    let seen = hyper_oracle::response(&[raw, body].concat(), method);
+    let Some(seen) = seen else { panic!("hyper refuses {}", raw.escape_ascii()) };
+    let shown = || format!("{seen:?} for {head:?}");
+    assert_eq!(seen.status, head.status);
+    let (announced, payload): (Option<u64>, &[u8]) = match head.body {
+        BodyLength::Exact(bytes) => (Some(bytes), body),
+        BodyLength::Streamed => (None, b"body"),
+        BodyLength::UntilClose => (None, body),
+        BodyLength::Empty => (Some(0), b""),
+    };
+    assert_eq!((seen.body.announced, &seen.body.payload[..]), (announced, payload), "{}", shown());
+    assert_eq!(seen.body.is_complete, announced.is_none_or(|bytes| bytes <= 64), "{}", shown());
+    for (_, name, value) in head.fields.iter() {
+        let mut fields = seen.fields.iter();
+        assert!(
+            fields.any(|(theirs, held)| theirs.as_str().as_bytes() == name && held.as_bytes() == value),
+            "{}",
+            shown()
+        );
+    }
 }

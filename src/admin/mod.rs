@@ -11,6 +11,7 @@ use std::{
 };
 
 use http::{Method, StatusCode};
+use subtle::ConstantTimeEq;
 
 use crate::{
     config::Config,
@@ -37,6 +38,10 @@ pub struct Admin {
 impl Admin {
     /// Answers one request; takes milliseconds for a scrape of a thousand backends.
     pub fn answer(&self, asked: &Asked<'_>) -> Reply {
+        // WHY: what restarts a process that hangs holds no secrets.
+        if asked.path != "/healthz" && !self.is_allowed(asked.authorization) {
+            return Reply::text(StatusCode::UNAUTHORIZED, "authorization: Bearer TOKEN is needed here\n");
+        }
         if let Some(address) = asked.path.strip_prefix("/bans/") {
             return self.ban(asked.method, address);
         }
@@ -67,6 +72,17 @@ impl Admin {
         }
     }
 
+    /// Whether a request shows the token, where there is one.
+    fn is_allowed(&self, authorization: Option<&[u8]>) -> bool {
+        match self.config.admin.as_ref().and_then(|admin| admin.token.as_ref()) {
+            None => true,
+            Some(token) => authorization.and_then(bearer).is_some_and(|shown| {
+                // WHY: a comparison that ends at the first difference tells how much was right.
+                shown.ct_eq(token.as_bytes()).into()
+            }),
+        }
+    }
+
     /// One address of the list of bans; the only thing to do with it is to lift its ban.
     fn ban(&self, method: &Method, address: &str) -> Reply {
         let Ok(address) = address.parse() else {
@@ -83,5 +99,27 @@ impl Admin {
         }
         tracing::info!("the ban of {address} was lifted over the admin address");
         Reply::text(StatusCode::OK, format!("the ban of {address} is lifted\n"))
+    }
+}
+
+/// The token of an `authorization` field; the scheme may be written in any case (RFC 9110 §11.1).
+fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = authorization.split_at_checked(b"bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bearer_token_is_taken_out_of_its_field() {
+        for field in ["Bearer abc", "bearer abc", "BEARER  abc "] {
+            assert_eq!(bearer(field.as_bytes()), Some(b"abc".as_slice()), "{field}");
+        }
+        assert_eq!(bearer(b"Bearer "), Some(b"".as_slice()));
+        for field in ["", "Bearer", "Basic abc", "Bearerabc", "abc"] {
+            assert_eq!(bearer(field.as_bytes()), None, "{field}");
+        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::TcpListener,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
     time::Duration,
@@ -14,10 +13,14 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Phase, lists};
+use super::{
+    Phase,
+    bind::{AdminDoor, SocketFile},
+    lists,
+};
 use crate::{
     admin::Admin,
-    http::plain,
+    http::plain::{self, Entrance},
     observe::{AccessLog, Shard},
     upstream::{
         cluster::Cluster,
@@ -32,7 +35,7 @@ const CUT: Duration = Duration::from_secs(1);
 
 pub(super) struct Control<'c> {
     pub(super) admin: Arc<Admin>,
-    pub(super) admin_socket: Option<TcpListener>,
+    pub(super) admin_door: Option<AdminDoor>,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) log: &'c AccessLog,
     pub(super) stopper: Stopper,
@@ -66,14 +69,16 @@ pub(super) fn run(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Res
 async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result<()> {
     let mut signals = Signals::new()?;
     let mut tasks = JoinSet::new();
-    if let Some(socket) = control.admin_socket {
-        let listener = tokio::net::TcpListener::from_std(socket)?;
+    let (entrance, socket_file) = control.admin_door.map(open).transpose()?.unzip();
+    if let Some(entrance) = entrance {
         let admin = control.admin.clone();
-        tasks.spawn(plain::serve(listener, move |asked| admin.answer(asked)));
+        tasks.spawn(plain::serve(entrance, move |asked| admin.answer(asked)));
     }
     let shard = control.admin.metrics.shard(control.admin.config.workers);
+    let probed = control.admin.clusters.iter().filter(|cluster| cluster.config.health.is_some());
+    let all = probed.map(|cluster| cluster.backends.len()).sum();
     for cluster in &control.admin.clusters {
-        tasks.spawn(probe::run(cluster.clone(), reporter(cluster, &shard)));
+        tasks.spawn(probe::run(cluster.clone(), all, reporter(cluster, &shard)));
     }
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
     tokio::select! {
@@ -81,7 +86,18 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
         () = control.stopper.0.notified() => {}
     }
     drain(&control.admin, &control.phase, &mut signals, workers).await;
+    drop(socket_file);
     Ok(())
+}
+
+/// The file of a unix socket is to be kept for as long as it is served.
+fn open(door: AdminDoor) -> io::Result<(Entrance, Option<SocketFile>)> {
+    Ok(match door {
+        AdminDoor::Tcp(socket) => (Entrance::Tcp(tokio::net::TcpListener::from_std(socket)?), None),
+        AdminDoor::Unix(socket, file) => {
+            (Entrance::Unix(tokio::net::UnixListener::from_std(socket)?), Some(file))
+        }
+    })
 }
 
 /// Writes what a probe found into the metrics.

@@ -7,11 +7,13 @@ mod bind;
 mod control;
 mod lists;
 mod privileges;
+mod sandbox;
 mod worker;
 
 use std::{
     fmt, io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -41,6 +43,7 @@ pub enum Phase {
 #[derive(Debug)]
 pub enum StartError {
     Bind { what: String, address: SocketAddr, error: io::Error },
+    AdminSocket { path: PathBuf, error: io::Error },
     Tls { what: String, error: String },
     AccessLog(io::Error),
     Privileges(String),
@@ -51,7 +54,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct App {
     admin: Arc<Admin>,
-    admin_socket: Option<std::net::TcpListener>,
+    admin_door: Option<bind::AdminDoor>,
     workers: Vec<worker::Plan>,
     log: AccessLog,
     phase: watch::Sender<Phase>,
@@ -63,16 +66,20 @@ impl App {
     ///
     /// # Errors
     /// The first thing that the operator has to mend; nothing stays bound then.
+    ///
+    /// With a sandbox, the calling thread stays in it.
     pub fn new(mut config: Config) -> Result<App, StartError> {
         let nofile = privileges::raise_file_limit();
         let clusters = clusters(&config)?;
         let acceptors = acceptors(&config)?;
         let sockets = bind::listeners(&mut config)?;
-        let admin_socket = config.admin.as_mut().map(bind::admin).transpose()?;
+        let admin_tcp = config.admin.as_mut().map(bind::admin_tcp).transpose()?.flatten();
         let config = Arc::new(config);
         let firewall = Arc::new(Firewall::new(&config));
         privileges::drop_to(config.user.as_deref(), config.group.as_deref())
             .map_err(StartError::Privileges)?;
+        let admin_unix = config.admin.as_ref().map(bind::admin_unix).transpose()?.flatten();
+        sandbox::enter(&config);
         let metrics = Metrics::new(config.workers + 1);
         let log = AccessLog::start(&config.log, &metrics).map_err(StartError::AccessLog)?;
         announce(&config, &clusters, &metrics, &metrics.shard(config.workers));
@@ -102,7 +109,8 @@ impl App {
             })
             .collect();
         let admin = Admin { config, firewall, clusters, metrics, draining: AtomicBool::new(false) };
-        Ok(App { admin: Arc::new(admin), admin_socket, workers, log, phase, stopper: Stopper::default() })
+        let (admin, admin_door) = (Arc::new(admin), admin_tcp.or(admin_unix));
+        Ok(App { admin, admin_door, workers, log, phase, stopper: Stopper::default() })
     }
 
     /// What will be served, with the ports that the kernel chose where 0 was configured.
@@ -128,7 +136,7 @@ impl App {
             .map_err(StartError::Thread)?;
         let control = control::Control {
             admin: self.admin.clone(),
-            admin_socket: self.admin_socket,
+            admin_door: self.admin_door,
             phase: self.phase,
             log: &self.log,
             stopper: self.stopper,
@@ -202,6 +210,9 @@ impl fmt::Display for StartError {
             }
             StartError::Bind { what, address, error } => {
                 write!(f, "{what} can't listen on {address}: {error}")
+            }
+            StartError::AdminSocket { path, error } => {
+                write!(f, "the admin address can't listen on unix:{}: {error}", path.display())
             }
             StartError::Tls { what, error } => write!(f, "the TLS of {what} can't be set up: {error}"),
             StartError::AccessLog(error) => write!(f, "the access log can't be opened: {error}"),

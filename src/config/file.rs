@@ -9,8 +9,10 @@ use ipnet::IpNet;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AccessSink, Backend, FirewallTables, HostMatch, Limits, LogFormat, Policy, Protocol, TlsVersion,
+    AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Policy, Protocol,
+    ProxyProtocol, Sandbox, TlsVersion,
     addresses::{backend_address, host, host_match, network, path_prefix, socket_address},
+    admin::{self, WrittenAdmin},
     diagnostics::{Problem, Span, quote},
     firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
@@ -26,8 +28,10 @@ pub(super) struct File {
     pub(super) user: Option<String>,
     pub(super) group: Option<String>,
     pub(super) trusted_proxies: Vec<IpNet>,
+    pub(super) forwarded: ForwardedPolicy,
     pub(super) drain_timeout: Duration,
-    pub(super) admin: Option<At<SocketAddr>>,
+    pub(super) admin: Option<WrittenAdmin>,
+    pub(super) sandbox: Sandbox,
     pub(super) log: WrittenLog,
     pub(super) firewall: WrittenFirewall,
     pub(super) firewall_tables: FirewallTables,
@@ -52,6 +56,8 @@ pub(super) struct WrittenListener {
     pub(super) redirect_to_https: Option<At<bool>>,
     pub(super) limits: Limits,
     pub(super) trusted_proxies: Option<Vec<IpNet>>,
+    pub(super) forwarded: Option<ForwardedPolicy>,
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
     pub(super) firewall: WrittenFirewall,
 }
 
@@ -93,8 +99,10 @@ pub(super) struct WrittenCluster {
     pub(super) response_timeout: Duration,
     pub(super) response_idle_timeout: Duration,
     pub(super) idle_timeout: Duration,
-    pub(super) idle_connections: usize,
+    pub(super) idle_connections: Option<At<usize>>,
     pub(super) retries: u32,
+    /// Where it is asked for.
+    pub(super) proxy_protocol: Option<Span>,
 }
 
 #[derive(Debug)]
@@ -107,6 +115,7 @@ pub(super) struct WrittenClusterTls {
 
 /// Reads the whole file; problems go to the reader of `top`.
 pub(super) fn read(mut top: Table<'_>) -> File {
+    let sandboxes = [("auto", Sandbox::Auto), ("off", Sandbox::Off)];
     let mut limits_table = top.table("limits");
     let limits = limits::read(&mut limits_table, &Limits::default());
     let drain_timeout = At::or(limits_table.optional("drain_timeout", duration), Duration::from_secs(30));
@@ -117,8 +126,10 @@ pub(super) fn read(mut top: Table<'_>) -> File {
         user: top.optional("user", text).map(|at| at.value),
         group: top.optional("group", text).map(|at| at.value),
         trusted_proxies: networks(&mut top).unwrap_or_default(),
+        forwarded: forwarded(&mut top).unwrap_or(ForwardedPolicy::XForwarded),
         drain_timeout,
-        admin: admin(top.table("admin")),
+        admin: admin::read(top.table("admin")),
+        sandbox: At::or(top.optional("sandbox", choice(&sandboxes)), Sandbox::Auto),
         log: log(top.table("log")),
         firewall,
         firewall_tables,
@@ -139,13 +150,14 @@ fn networks(table: &mut Table<'_>) -> Option<Vec<IpNet>> {
     Some(networks.into_iter().map(|at| at.value).collect())
 }
 
-fn admin(mut table: Table<'_>) -> Option<At<SocketAddr>> {
-    if !table.is_written() {
-        return None;
-    }
-    let address = table.required("address", "\"127.0.0.1:9090\"", socket_address);
-    table.finish();
-    address
+fn forwarded(table: &mut Table<'_>) -> Option<ForwardedPolicy> {
+    let policies = [
+        ("x_forwarded", ForwardedPolicy::XForwarded),
+        ("rfc7239", ForwardedPolicy::Rfc7239),
+        ("both", ForwardedPolicy::Both),
+        ("off", ForwardedPolicy::Off),
+    ];
+    table.optional("forwarded", choice(&policies)).map(|at| at.value)
 }
 
 fn log(mut table: Table<'_>) -> WrittenLog {
@@ -205,10 +217,26 @@ fn listener(mut table: Table<'_>, base: &Limits) -> WrittenListener {
         redirect_to_https: table.optional("redirect_to_https", boolean),
         limits: limits::read_for_listener(table.table("limits"), base),
         trusted_proxies: networks(&mut table),
+        forwarded: forwarded(&mut table),
+        proxy_protocol: proxy_protocol(table.table("proxy_protocol")),
         firewall: firewall::read_for_listener(table.table("firewall")),
     };
     table.finish();
     listener
+}
+
+fn proxy_protocol(mut table: Table<'_>) -> Option<ProxyProtocol> {
+    if !table.is_written() {
+        return None;
+    }
+    let elements = table.required_elements("from", "[\"10.0.0.0/8\"]");
+    let networks = elements.into_iter().filter_map(|element| table.convert("from", element, network));
+    let rule = ProxyProtocol {
+        from: networks.map(|at| at.value).collect(),
+        timeout: At::or(table.optional("timeout", duration), Duration::from_secs(3)),
+    };
+    table.finish();
+    Some(rule)
 }
 
 fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
@@ -282,8 +310,9 @@ fn cluster(name: At<String>, mut table: Table<'_>) -> WrittenCluster {
             Duration::from_mins(5),
         ),
         idle_timeout: At::or(table.optional("idle_timeout", duration), Duration::from_secs(50)),
-        idle_connections: At::or(table.optional("idle_connections", number(0..=100_000)), 128),
+        idle_connections: table.optional("idle_connections", number(0..=100_000)),
         retries: At::or(table.optional("retries", number(0..=10)), 2),
+        proxy_protocol: table.optional("proxy_protocol", choice(&[("v2", ())])).map(|at| at.span),
     };
     table.finish();
     cluster

@@ -185,7 +185,7 @@ impl WrittenFirewall {
         let (own, base_lists) = (self.lists, &base.lists);
         WrittenFirewall {
             lists: WrittenLists {
-                span: own.span,
+                span: if own.is_written() { own.span } else { base_lists.span.clone() },
                 default: own.default.or(base_lists.default),
                 admit: own.admit.or_else(|| base_lists.admit.clone()),
                 deny: own.deny.or_else(|| base_lists.deny.clone()),
@@ -242,6 +242,13 @@ impl<'b> Lists<'b> {
             .map(|(at, verdict)| (At { value: self.base.join(at.value), span: at.span }, verdict))
             .collect();
         let default = written.default.unwrap_or(Verdict::Admit);
+        let paths: Vec<_> = files.iter().map(|(at, verdict)| (at.value.clone(), *verdict)).collect();
+        let same = |lists: &&Arc<NetworkLists>| {
+            lists.default == default && lists.inline == inline && lists.files == paths
+        };
+        if let Some(lists) = self.read.iter().find(same) {
+            return Some(lists.clone());
+        }
         let has = |wanted| {
             inline.iter().any(|(_, verdict)| *verdict == wanted)
                 || files.iter().any(|(_, verdict)| *verdict == wanted)
@@ -250,13 +257,6 @@ impl<'b> Lists<'b> {
             let message = "an admit list without anything denied changes nothing";
             let problem = Problem::warning(written.span, message);
             problems.push(problem.help("to admit nobody else, write `default = \"deny\"`"));
-        }
-        let paths: Vec<_> = files.iter().map(|(at, verdict)| (at.value.clone(), *verdict)).collect();
-        let same = |lists: &&Arc<NetworkLists>| {
-            lists.default == default && lists.inline == inline && lists.files == paths
-        };
-        if let Some(lists) = self.read.iter().find(same) {
-            return Some(lists.clone());
         }
         let loaded = Arc::new(self.load(&inline, &files, problems)?);
         let lists = Arc::new(NetworkLists { default, inline, files: paths, loaded });
@@ -293,6 +293,16 @@ fn unusable(file: &At<PathBuf>, error: &ListError) -> Problem {
     let message = format!("{} can't be used", quote(&file.value.display().to_string()));
     let problem = Problem::error(file.span.clone(), message).note(error.to_string());
     problem.help("a list has one network or address a line")
+}
+
+impl WrittenLists {
+    fn is_written(&self) -> bool {
+        self.default.is_some()
+            || self.admit.is_some()
+            || self.deny.is_some()
+            || self.admit_files.is_some()
+            || self.deny_files.is_some()
+    }
 }
 
 fn with<T>(written: Option<Vec<T>>, verdict: Verdict) -> impl Iterator<Item = (T, Verdict)> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Certificate, Listener, ListenerTls,
+    AdminAddress, Certificate, Listener, ListenerTls,
     diagnostics::{Problem, quote},
     file::{File, WrittenListener, WrittenTls},
     firewall::Lists,
@@ -28,10 +28,11 @@ pub(super) fn names(listeners: &[WrittenListener]) -> Vec<String> {
 /// Compares the listeners with each other and with the admin address.
 pub(super) fn check(
     listeners: &[WrittenListener],
-    admin: Option<&At<SocketAddr>>,
+    admin: Option<&At<AdminAddress>>,
     problems: &mut Vec<Problem>,
 ) {
     let names = names(listeners);
+    let admin = admin.and_then(|admin| Some(At { value: admin.value.tcp()?, span: admin.span.clone() }));
     for (index, listener) in listeners.iter().enumerate() {
         let earlier = || listeners[..index].iter().zip(&names);
         let same_name = earlier().find(|(_, name)| !name.is_empty() && **name == names[index]);
@@ -48,7 +49,7 @@ pub(super) fn check(
                 .related(first.name.as_ref().map_or(&first.span, |name| &name.span).clone(), "first written");
             problems.push(problem.help("give each listener a `name` of its own"));
         }
-        if let (Some(address), Some(admin)) = (&listener.address, admin)
+        if let (Some(address), Some(admin)) = (&listener.address, &admin)
             && overlap(address.value, admin.value)
         {
             problems.push(overlap_problem(admin, address).note("the admin address is a listener of its own"));
@@ -120,6 +121,8 @@ pub(super) fn resolve(
         redirect_to_https: At::or(written.redirect_to_https, false),
         limits: written.limits,
         trusted_proxies: written.trusted_proxies.unwrap_or_else(|| file.trusted_proxies.clone()),
+        forwarded: written.forwarded.unwrap_or(file.forwarded),
+        proxy_protocol: written.proxy_protocol,
         firewall: firewall?,
     })
 }

@@ -4,6 +4,7 @@
 //! wrong; every problem found on the way is a `diagnostics::Problem` with its place in the file.
 
 mod addresses;
+mod admin;
 mod diagnostics;
 mod file;
 mod firewall;
@@ -28,6 +29,7 @@ use std::{
 };
 
 pub use self::{
+    admin::Token,
     diagnostics::{Diagnostics, Problem, Severity, Span},
     networks::{ListError, Networks, Verdict},
 };
@@ -76,6 +78,7 @@ pub struct Config {
     pub group: Option<String>,
     /// Peers whose forwarding headers and request ids are believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    pub forwarded: ForwardedPolicy,
     pub admin: Option<Admin>,
     pub log: Log,
     /// Never empty; names and addresses are unique.
@@ -86,11 +89,31 @@ pub struct Config {
     pub clusters: Vec<Cluster>,
     pub drain_timeout: Duration,
     pub firewall: FirewallTables,
+    pub sandbox: Sandbox,
+    /// Where relative paths start: that of the file; may be empty.
+    pub folder: PathBuf,
 }
 
 #[derive(Debug, Clone)]
 pub struct Admin {
-    pub address: SocketAddr,
+    pub address: AdminAddress,
+    /// Everything but `/healthz` asks for it.
+    pub token: Option<Token>,
+}
+
+/// Written as `127.0.0.1:9090` or `unix:/run/portcullis/admin.sock`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Whether the process gives up what serving doesn't need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// As far as the kernel goes along.
+    Auto,
+    Off,
 }
 
 #[derive(Debug, Clone)]
@@ -126,8 +149,42 @@ pub struct Listener {
     pub limits: Limits,
     /// Replaces the top-level list where written.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Replaces the top-level policy where written.
+    pub forwarded: ForwardedPolicy,
+    /// `None`: connections begin with no header.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// `[firewall]` with what the listener writes itself.
     pub firewall: Firewall,
+}
+
+/// Which connections of a listener begin with a PROXY protocol header.
+#[derive(Debug, Clone)]
+pub struct ProxyProtocol {
+    /// Those from these networks, and no others; never empty.
+    pub from: Vec<ipnet::IpNet>,
+    /// From the connection to the end of its header.
+    pub timeout: Duration,
+}
+
+/// In which fields the backends learn who the client is; fields of the other kind are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardedPolicy {
+    /// `x-forwarded-for`, `x-forwarded-proto`, `x-forwarded-host`.
+    XForwarded,
+    /// `forwarded` (RFC 7239).
+    Rfc7239,
+    Both,
+    Off,
+}
+
+impl ForwardedPolicy {
+    pub fn sets_x_forwarded(self) -> bool {
+        matches!(self, ForwardedPolicy::XForwarded | ForwardedPolicy::Both)
+    }
+
+    pub fn sets_rfc7239(self) -> bool {
+        matches!(self, ForwardedPolicy::Rfc7239 | ForwardedPolicy::Both)
+    }
 }
 
 /// Who may use a listener, and how fast.
@@ -314,10 +371,14 @@ pub struct Cluster {
     pub response_timeout: Duration,
     pub response_idle_timeout: Duration,
     pub idle_timeout: Duration,
-    /// For each backend and worker.
-    pub idle_connections: usize,
+    /// For each backend and worker, whatever was in use; `None`: as many as were used of late. 0 with
+    /// `proxy_protocol`.
+    pub idle_connections: Option<usize>,
     /// Attempts after the first.
     pub retries: u32,
+    /// Connections begin with a header (PROXY protocol version 2) that names their client; only with
+    /// `Protocol::Http1`.
+    pub proxy_protocol: bool,
 }
 
 #[derive(Debug, Clone)]

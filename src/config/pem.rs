@@ -47,7 +47,7 @@ pub(super) fn certificate(
     let (chain_file, key_file) = (base.join(&files.chain.value), base.join(&files.key.value));
     let chain = reported(read_chain(&chain_file, &files.chain), problems);
     let key = reported(read_key(&key_file, &files.key), problems);
-    problems.extend(check_mode(&key_file, &files.key.span));
+    problems.extend(check_mode(&key_file, &files.key.span, "the private key"));
     let chain = chain?;
     let facts = reported(Facts::read(&chain, &chain_file, &files.chain.span), problems)?;
     let key = key?;
@@ -172,13 +172,13 @@ fn quote_path(path: &Path) -> String {
     quote(&path.display().to_string())
 }
 
-/// Warns of a key that more than its owner may read or change.
-fn check_mode(path: &Path, span: &Span) -> Option<Problem> {
+/// Warns of a secret that more than its owner may read or change.
+pub(super) fn check_mode(path: &Path, span: &Span, what: &str) -> Option<Problem> {
     let mode = std::fs::metadata(path).ok()?.permissions().mode();
     if mode & 0o066 == 0 {
         return None;
     }
-    let message = format!("the private key {} is open to other users", quote_path(path));
+    let message = format!("{what} {} is open to other users", quote_path(path));
     let problem = Problem::warning(span.clone(), message);
     let problem = problem.note(format!("expected mode 0600, found {:04o}", mode & 0o7777));
     Some(problem.help(format!("close it with `chmod 600 {}`", path.display())))

@@ -2,14 +2,19 @@
 //!
 //! Looks names up, reads the files that are named and compares the parts with each other.
 
-use std::path::Path;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    path::Path,
+};
 
 use super::{
-    AccessSink, Admin, Cluster, ClusterTls, Config, Log, TrustedCa,
+    AccessSink, Backend, Cluster, ClusterTls, Config, Log, Protocol, TrustedCa, admin,
     diagnostics::{Problem, quote},
     file::{File, WrittenCluster, WrittenClusterTls, WrittenLog},
     firewall::Lists,
-    listeners, pem, routes,
+    listeners, pem,
+    reader::At,
+    routes,
 };
 
 /// Returns `None` only after an error was reported; what is returned beside errors is of no use.
@@ -21,7 +26,8 @@ pub(super) fn resolve(
     is_broken: bool,
     problems: &mut Vec<Problem>,
 ) -> Option<Config> {
-    listeners::check(&file.listeners, file.admin.as_ref(), problems);
+    let admin = file.admin.as_ref().and_then(|admin| admin.address.as_ref());
+    listeners::check(&file.listeners, admin, problems);
     let names = listeners::names(&file.listeners);
     let mut lists = Lists::new(base);
     let routes = if is_broken { None } else { routes::resolve(&file, &names, &mut lists, problems) };
@@ -31,6 +37,7 @@ pub(super) fn resolve(
         .map(|(written, name)| listeners::resolve(written, name, &file, &mut lists, (base, problems)))
         .collect();
     let log = log(file.log, base, problems);
+    let admin = file.admin.map(|written| admin::resolve(written, base, problems));
     let clusters: Vec<_> =
         file.clusters.into_iter().map(|written| cluster(written, base, problems)).collect();
     Some(Config {
@@ -38,13 +45,19 @@ pub(super) fn resolve(
         user: file.user,
         group: file.group,
         trusted_proxies: file.trusted_proxies,
-        admin: file.admin.map(|address| Admin { address: address.value }),
+        forwarded: file.forwarded,
+        admin: match admin {
+            Some(admin) => Some(admin?),
+            None => None,
+        },
         log,
         listeners: listeners.into_iter().collect::<Option<_>>()?,
         routes: routes?,
         clusters: clusters.into_iter().collect::<Option<_>>()?,
         drain_timeout: file.drain_timeout,
         firewall: file.firewall_tables,
+        sandbox: file.sandbox,
+        folder: base.to_owned(),
     })
 }
 
@@ -74,6 +87,7 @@ fn log(written: WrittenLog, base: &Path, problems: &mut Vec<Problem>) -> Log {
 
 fn cluster(written: WrittenCluster, base: &Path, problems: &mut Vec<Problem>) -> Option<Cluster> {
     check_backends(&written, problems);
+    check_proxy_protocol(&written, problems);
     let tls = match written.tls {
         Some(tls) => Some(cluster_tls(tls, base, problems)?),
         None => None,
@@ -89,19 +103,43 @@ fn cluster(written: WrittenCluster, base: &Path, problems: &mut Vec<Problem>) ->
         response_timeout: written.response_timeout,
         response_idle_timeout: written.response_idle_timeout,
         idle_timeout: written.idle_timeout,
-        idle_connections: written.idle_connections,
+        // A connection that names one client is of no use to the next.
+        idle_connections: match written.proxy_protocol {
+            Some(_) => Some(0),
+            None => written.idle_connections.map(|at| at.value),
+        },
         retries: written.retries,
+        proxy_protocol: written.proxy_protocol.is_some(),
     })
 }
 
+/// What can't go together with connections that name their client.
+fn check_proxy_protocol(cluster: &WrittenCluster, problems: &mut Vec<Problem>) {
+    let Some(span) = &cluster.proxy_protocol else { return };
+    if cluster.protocol == Protocol::H2 {
+        let problem = Problem::error(span.clone(), "\"proxy_protocol\" can't go with `protocol = \"h2\"`")
+            .note("an HTTP/2 connection to a backend is shared by many clients");
+        problems.push(problem.help("use `protocol = \"http1\"`, or have the backends read x-forwarded-for"));
+    }
+    if let Some(idle) = cluster.idle_connections.as_ref().filter(|idle| idle.value > 0) {
+        let problem =
+            Problem::error(idle.span.clone(), "\"idle_connections\" means nothing with `proxy_protocol`")
+                .note("a connection that names its client is closed after the request");
+        problems.push(problem.help("leave it out"));
+    }
+}
+
 fn check_backends(cluster: &WrittenCluster, problems: &mut Vec<Problem>) {
-    let address = |index: usize| (&cluster.backends[index].value.host, cluster.backends[index].value.port);
-    for (index, backend) in cluster.backends.iter().enumerate() {
-        if let Some(first) = (0..index).find(|first| address(*first) == address(index)) {
-            let message = format!("backend {} is twice in one cluster", quote(&backend.value.address));
-            let problem = Problem::error(backend.span.clone(), message)
-                .related(cluster.backends[first].span.clone(), "first written");
-            problems.push(problem.help("to send it more, write { address = …, weight = 2 }"));
+    let mut seen: HashMap<(&str, u16), &At<Backend>> = HashMap::with_capacity(cluster.backends.len());
+    for backend in &cluster.backends {
+        match seen.entry((&backend.value.host, backend.value.port)) {
+            Entry::Vacant(entry) => _ = entry.insert(backend),
+            Entry::Occupied(first) => {
+                let message = format!("backend {} is twice in one cluster", quote(&backend.value.address));
+                let problem = Problem::error(backend.span.clone(), message)
+                    .related(first.get().span.clone(), "first written");
+                problems.push(problem.help("to send it more, write { address = …, weight = 2 }"));
+            }
         }
     }
 }

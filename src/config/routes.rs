@@ -1,4 +1,9 @@
 //! Routes: the listeners and clusters they name, matches that collide, routes that nothing reaches.
+//!
+//! Ten thousand routes are an ordinary file: each is looked up by what it says, not compared with
+//! all the others.
+
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use super::{
     HostMatch, Route,
@@ -26,17 +31,15 @@ pub(super) fn resolve(
     lists: &mut Lists<'_>,
     problems: &mut Vec<Problem>,
 ) -> Option<Vec<Route>> {
+    let listeners = Names::new("listener", listener_names.iter().map(String::as_str));
     let matches: Vec<Option<Match<'_>>> =
-        file.routes.iter().map(|written| find_match(written, listener_names, problems)).collect();
+        file.routes.iter().map(|written| find_match(written, &listeners, problems)).collect();
     check_names(&file.routes, problems);
     check_duplicates(&matches, problems);
     check_reach(&matches, &file.listeners, problems);
-    let cluster_names: Vec<&str> = file.clusters.iter().map(|cluster| cluster.name.value.as_str()).collect();
-    let clusters: Vec<Option<usize>> = file
-        .routes
-        .iter()
-        .map(|route| look_up(route.cluster.as_ref()?, &cluster_names, "cluster", problems))
-        .collect();
+    let names = Names::new("cluster", file.clusters.iter().map(|cluster| cluster.name.value.as_str()));
+    let clusters: Vec<Option<usize>> =
+        file.routes.iter().map(|route| names.look_up(route.cluster.as_ref()?, problems)).collect();
     check_gaps(file, &clusters, problems);
     let route = |(found, cluster): (Option<Match<'_>>, Option<usize>)| {
         let (found, cluster) = (found?, cluster?);
@@ -51,14 +54,11 @@ pub(super) fn resolve(
 
 fn find_match<'f>(
     written: &'f WrittenRoute,
-    listener_names: &[String],
+    listeners: &Names<'_>,
     problems: &mut Vec<Problem>,
 ) -> Option<Match<'f>> {
     let listener = match &written.listener {
-        Some(name) => {
-            let names: Vec<&str> = listener_names.iter().map(String::as_str).collect();
-            Some(look_up(name, &names, "listener", problems)?)
-        }
+        Some(name) => Some(listeners.look_up(name, problems)?),
         None => None,
     };
     let path = written.path.as_ref().map_or("/", |path| &path.value);
@@ -66,40 +66,69 @@ fn find_match<'f>(
     (!written.is_broken).then_some(Match { written, host, path, listener })
 }
 
-/// Finds the index of a name, or reports that it is not there.
-fn look_up(name: &At<String>, known: &[&str], what: &str, problems: &mut Vec<Problem>) -> Option<usize> {
-    let found = known.iter().position(|known| *known == name.value);
-    if found.is_none() {
+/// The names of one kind that the file has, for look-ups.
+struct Names<'f> {
+    what: &'static str,
+    known: Vec<&'f str>,
+    index: HashMap<&'f str, usize>,
+}
+
+impl<'f> Names<'f> {
+    fn new(what: &'static str, names: impl Iterator<Item = &'f str>) -> Self {
+        let known: Vec<&str> = names.collect();
+        let mut index = HashMap::with_capacity(known.len());
+        for (at, name) in known.iter().enumerate() {
+            index.entry(*name).or_insert(at);
+        }
+        Names { what, known, index }
+    }
+
+    /// Finds the index of a name, or reports that it is not there.
+    fn look_up(&self, name: &At<String>, problems: &mut Vec<Problem>) -> Option<usize> {
+        let found = self.index.get(name.value.as_str()).copied();
+        if found.is_none() {
+            problems.push(self.missing(name));
+        }
+        found
+    }
+
+    fn missing(&self, name: &At<String>) -> Problem {
+        let what = self.what;
         let problem = Problem::error(name.span.clone(), format!("there is no {what} {}", quote(&name.value)));
-        let known = known.iter().copied().filter(|name| !name.is_empty());
-        problems.push(match nearest(&name.value, known.clone()) {
+        let known = self.known.iter().copied().filter(|name| !name.is_empty());
+        match nearest(&name.value, known.clone()) {
             Some(known) => problem.help(format!("did you mean {}?", quote(known))),
             None => match known.take(10).map(quote).collect::<Vec<_>>() {
                 known if known.is_empty() => problem.note(format!("the file has no {what}")),
                 known => problem.note(format!("expected {}", one_of(&known))),
             },
-        });
+        }
     }
-    found
 }
 
 fn check_names(routes: &[WrittenRoute], problems: &mut Vec<Problem>) {
-    let names: Vec<&At<String>> = routes.iter().filter_map(|route| route.name.as_ref()).collect();
-    for (index, name) in names.iter().enumerate() {
-        if let Some(first) = names[..index].iter().find(|first| first.value == name.value) {
-            let message = format!("two routes are called {}", quote(&name.value));
-            let problem =
-                Problem::error(name.span.clone(), message).related(first.span.clone(), "first written");
-            problems.push(problem.help("names tell routes apart in metrics: give each its own"));
+    let mut seen: HashMap<&str, &At<String>> = HashMap::with_capacity(routes.len());
+    for name in routes.iter().filter_map(|route| route.name.as_ref()) {
+        match seen.entry(&name.value) {
+            Entry::Vacant(entry) => _ = entry.insert(name),
+            Entry::Occupied(first) => {
+                let message = format!("two routes are called {}", quote(&name.value));
+                let problem = Problem::error(name.span.clone(), message)
+                    .related(first.get().span.clone(), "first written");
+                problems.push(problem.help("names tell routes apart in metrics: give each its own"));
+            }
         }
     }
 }
 
 fn check_duplicates(matches: &[Option<Match<'_>>], problems: &mut Vec<Problem>) {
-    for (index, found) in matches.iter().enumerate() {
-        let Some(found) = found else { continue };
-        let mut earlier = matches[..index].iter().flatten();
-        let Some(first) = earlier.find(|first| found.collides_with(first)) else { continue };
+    // Those of one host and path; in a good file no more than there are listeners.
+    let mut seen: HashMap<_, Vec<&Match<'_>>> = HashMap::with_capacity(matches.len());
+    for found in matches.iter().flatten() {
+        let earlier = seen.entry((&found.host, found.path)).or_default();
+        let first = earlier.iter().find(|first| found.shares_listener_with(first)).copied();
+        earlier.push(found);
+        let Some(first) = first else { continue };
         let message = format!("route {} is written twice", quote(&found.text()));
         let problem = Problem::error(found.written.span.clone(), message)
             .related(first.written.span.clone(), "first written");
@@ -136,9 +165,10 @@ fn check_gaps(file: &File, used: &[Option<usize>], problems: &mut Vec<Problem>) 
             Problem::warning(listener.span.clone(), "no route leads from this listener to a cluster");
         problems.push(problem.help("add `[[routes]]`; until then every answer is 404 with reason no_route"));
     }
+    // A route whose cluster has a problem may mean any of them.
+    let Some(used) = used.iter().copied().collect::<Option<HashSet<usize>>>() else { return };
     for (index, cluster) in file.clusters.iter().enumerate() {
-        // A route whose cluster has a problem may mean this one.
-        if used.iter().all(|used| used.is_some_and(|used| used != index)) {
+        if !used.contains(&index) {
             let message = format!("no route uses cluster {}", quote(&cluster.name.value));
             let problem = Problem::warning(cluster.name.span.clone(), message);
             problems.push(problem.help("add a route with this `cluster`, or remove the cluster"));
@@ -147,11 +177,9 @@ fn check_gaps(file: &File, used: &[Option<usize>], problems: &mut Vec<Problem>) 
 }
 
 impl Match<'_> {
-    /// Whether a listener has both of two equal matches.
-    fn collides_with(&self, other: &Self) -> bool {
-        let shares_listener =
-            self.listener.is_none() || other.listener.is_none() || self.listener == other.listener;
-        shares_listener && self.host == other.host && self.path == other.path
+    /// Whether a listener has both of two routes.
+    fn shares_listener_with(&self, other: &Self) -> bool {
+        self.listener.is_none() || other.listener.is_none() || self.listener == other.listener
     }
 
     /// The match as people write it: `example.com/api`.

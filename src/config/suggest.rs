@@ -7,9 +7,12 @@ pub(super) fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str
     if written.chars().count() > 100 {
         return None;
     }
-    let allowed = (written.chars().count() / 3).clamp(1, 3);
+    let length = written.chars().count();
+    let allowed = (length / 3).clamp(1, 3);
     known
         .into_iter()
+        // No edit changes the length by more than one; it spares most of a long list.
+        .filter(|word| word.chars().count().abs_diff(length) <= allowed)
         .map(|word| (distance(&written, &word.to_lowercase()), word))
         .filter(|(distance, word)| *distance <= allowed && *distance < word.chars().count())
         .min_by_key(|(distance, _)| *distance)

@@ -3,8 +3,8 @@
 use std::{cmp::Reverse, fmt::Write, ops::RangeInclusive};
 
 use super::{
-    Check, Cluster, ClusterTls, Config, Health, HostMatch, Listener, Policy, Protocol, Route, TlsVersion,
-    TrustedCa, diagnostics::printable, pem::date_text,
+    AdminAddress, Check, Cluster, ClusterTls, Config, Health, HostMatch, Listener, Policy, Protocol, Route,
+    TlsVersion, TrustedCa, diagnostics::printable, pem::date_text,
 };
 
 impl Config {
@@ -17,7 +17,11 @@ impl Config {
         lines.push("clusters".to_owned());
         lines.extend(self.clusters.iter().flat_map(cluster_lines));
         if let Some(admin) = &self.admin {
-            lines.push(format!("admin on http://{}", admin.address));
+            let token = if admin.token.is_some() { ", with a token" } else { "" };
+            lines.push(match &admin.address {
+                AdminAddress::Tcp(address) => format!("admin on http://{address}{token}"),
+                unix @ AdminAddress::Unix(_) => format!("admin on {unix}{token}"),
+            });
         }
         lines.push(format!("{} workers", self.workers));
         lines.iter().fold(String::new(), |text, line| text + printable(line).trim_end() + "\n")
@@ -65,11 +69,15 @@ fn listener_lines(listener: &Listener) -> Vec<String> {
             format!("https, {version}{strict}")
         }
     };
+    let headers = listener.proxy_protocol.as_ref().map_or_else(String::new, |rule| {
+        let from: Vec<String> = rule.from.iter().map(ToString::to_string).collect();
+        format!(", PROXY protocol from {}", from.join(", "))
+    });
     let certificates = listener.tls.iter().flat_map(|tls| &tls.certificates).map(|certificate| {
         let (names, file) = (certificate.names.join(", "), certificate.chain_file.display());
         format!("    {names}  until {}  ({file})", date_text(certificate.not_after))
     });
-    std::iter::once(format!("  {name}{address}  {kind}")).chain(certificates).collect()
+    std::iter::once(format!("  {name}{address}  {kind}{headers}")).chain(certificates).collect()
 }
 
 fn cluster_lines(cluster: &Cluster) -> Vec<String> {
@@ -84,7 +92,8 @@ fn cluster_lines(cluster: &Cluster) -> Vec<String> {
     let health = cluster.health.as_ref().map_or_else(|| "off".to_owned(), health_text);
     let backends =
         cluster.backends.iter().map(|backend| format!("    {}  weight {}", backend.address, backend.weight));
-    [format!("  {}  {policy}, {protocol}, {tls}", cluster.name)]
+    let header = if cluster.proxy_protocol { ", PROXY protocol v2" } else { "" };
+    [format!("  {}  {policy}, {protocol}, {tls}{header}", cluster.name)]
         .into_iter()
         .chain(backends)
         .chain([format!("    health: {health}")])

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -10,7 +10,7 @@ use std::{
 
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{admission::Admission, connection, tls::Acceptor};
+use super::{admission::Admission, announcement, connection, tls::Acceptor};
 use crate::{
     error::Reason,
     observe::Throttle,
@@ -70,15 +70,29 @@ fn is_the_connections_own(error: &io::Error) -> bool {
 }
 
 fn open(worker: &Rc<Worker>, door: &Door, stream: TcpStream, peer: SocketAddr) {
-    let view = worker.view();
-    if let Err(refusal) = view.firewall.connection(door.listener, peer.ip(), Instant::now())
-        && let Some(refusal) = enforced(refusal, &view.listeners[door.listener].cells)
-    {
-        return reject(worker, door.listener, refusal.reason);
-    }
-    let Some(admitted) = door.admission.admit(peer.ip()) else {
+    let announces = announcement::is_due(worker, door.listener, peer.ip());
+    let admission = &door.admission;
+    let admitted = if announces {
+        admission.admit_unnamed()
+    } else if passes_firewall(worker, door.listener, peer.ip()) {
+        admission.admit(peer.ip())
+    } else {
+        return;
+    };
+    let Some(admitted) = admitted else {
         return reject(worker, door.listener, Reason::ConnectionLimit);
     };
-    let arrival = connection::Arrival { listener: door.listener, stream, peer, admitted };
+    let arrival = connection::Arrival { listener: door.listener, stream, peer, admitted, announces };
     tokio::task::spawn_local(connection::serve(worker.clone(), arrival, door.tls.clone()));
+}
+
+/// Asks the firewall for a connection of this address, which is the client's; a refusal is on record.
+pub fn passes_firewall(worker: &Worker, listener: usize, address: IpAddr) -> bool {
+    let view = worker.view();
+    let refusal = view.firewall.connection(listener, address, Instant::now()).err();
+    let enforced = refusal.and_then(|refusal| enforced(refusal, &view.listeners[listener].cells));
+    if let Some(refusal) = &enforced {
+        reject(worker, listener, refusal.reason);
+    }
+    enforced.is_none()
 }

@@ -36,7 +36,8 @@ struct PerIp {
 #[derive(Debug)]
 pub struct Admitted {
     admission: Arc<Admission>,
-    address: IpAddr,
+    /// Counted under this address; `None` where addresses are not counted, or not yet.
+    address: Option<IpAddr>,
 }
 
 impl Gate {
@@ -69,7 +70,12 @@ impl Admission {
 
     /// A place for one more connection of this address, or `None`.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
-        let address = network(address);
+        let mut admitted = self.admit_unnamed()?;
+        admitted.name(address).then_some(admitted)
+    }
+
+    /// A place for one more connection that has yet to say for which address it is.
+    pub fn admit_unnamed(self: &Arc<Self>) -> Option<Admitted> {
         if !self.process.enter() {
             return None;
         }
@@ -77,19 +83,27 @@ impl Admission {
             self.process.leave();
             return None;
         }
-        if !self.per_ip.as_ref().is_none_or(|per_ip| per_ip.enter(address)) {
-            self.listener.leave();
-            self.process.leave();
-            return None;
+        Some(Admitted { admission: self.clone(), address: None })
+    }
+}
+
+impl Admitted {
+    /// Counts the connection under an address, once; `false` if that has too many already.
+    pub fn name(&mut self, address: IpAddr) -> bool {
+        let Some(per_ip) = &self.admission.per_ip else { return true };
+        let address = network(address);
+        let entered = self.address.is_some() || per_ip.enter(address);
+        if entered {
+            self.address.get_or_insert(address);
         }
-        Some(Admitted { admission: self.clone(), address })
+        entered
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        if let Some(per_ip) = &self.admission.per_ip {
-            per_ip.leave(self.address);
+        if let (Some(per_ip), Some(address)) = (&self.admission.per_ip, self.address) {
+            per_ip.leave(address);
         }
         self.admission.listener.leave();
         self.admission.process.leave();
@@ -162,6 +176,23 @@ mod tests {
         assert!(admission.admit(ip("10.0.0.1")).is_none());
         drop(first);
         assert!(admission.admit(ip("2001:db8::2")).is_some());
+    }
+
+    #[test]
+    fn counts_a_connection_under_the_address_that_it_names_later() {
+        let admission = Admission::new(Arc::new(Gate::new(3)), None, Some(1));
+        let mut first = admission.admit_unnamed().unwrap();
+        let mut second = admission.admit_unnamed().unwrap();
+        assert!(first.name(ip("10.0.0.1")) && first.name(ip("10.0.0.1")));
+        assert!(!second.name(ip("10.0.0.1")));
+        assert!(second.name(ip("10.0.0.2")));
+        assert!(admission.admit(ip("10.0.0.1")).is_none());
+        drop(first);
+        let _third = admission.admit(ip("10.0.0.1")).unwrap();
+        assert!(admission.admit_unnamed().is_some(), "its place was given back");
+        drop(admission.admit_unnamed());
+        drop(second);
+        assert_eq!(admission.per_ip.as_ref().unwrap().open.lock().unwrap().len(), 1);
     }
 
     #[test]

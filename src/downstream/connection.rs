@@ -1,14 +1,15 @@
 //! One downstream connection from accept to close.
 
-use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{admission::Admitted, h1, h2, tls};
+use super::{accept, admission::Admitted, announcement, h1, h2, tls};
 use crate::{
-    http::{tls_stream::TlsStream, transport::Transport},
+    error::Reason,
+    http::{proxy_protocol::Ends, tls_stream::TlsStream, transport::Transport},
     observe::ListenerCells,
-    proxy::worker::{Client, Seat, TlsFacts, Worker},
+    proxy::worker::{Client, Seat, TlsFacts, Worker, reject},
 };
 
 /// A connection as it was accepted.
@@ -18,6 +19,8 @@ pub struct Arrival {
     pub stream: TcpStream,
     pub peer: SocketAddr,
     pub admitted: Admitted,
+    /// It begins with a PROXY protocol header, and is not counted under an address before that.
+    pub announces: bool,
 }
 
 /// Counts the connection as open, and a panic of its task as one.
@@ -46,7 +49,7 @@ impl Drop for Counted {
 /// Serves a connection until it ends; never fails, what goes wrong is counted.
 pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::Acceptor>) {
     let _counted = Counted::new(&worker, arrival.listener);
-    let _admitted = arrival.admitted;
+    let Arrival { listener, mut stream, peer, mut admitted, announces } = arrival;
     let seat = Seat::take(&worker);
     poll_fn(|cx| {
         seat.remember(cx.waker());
@@ -54,13 +57,38 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
     })
     .await;
     // WHY: fails only on a socket that is already dead, and the next read says so.
+<<<<<<< HEAD
     let _ = arrival.stream.set_nodelay(true);
     let mut client =
         Client { listener: arrival.listener, peer: arrival.peer, tls: None, cut_for: Cell::new(None) };
+=======
+    let _ = stream.set_nodelay(true);
+    let mut client = Client::new(listener, peer);
+    if announces {
+        // Boxed, like the requests: few connections begin so, and those don't for long.
+        let announced = Box::pin(announcement::receive(&worker, &client, &mut stream)).await;
+        let Ok(ends) = announced else { return };
+        if let Some(ends) = ends {
+            client.name(ends);
+        }
+        if !accept::passes_firewall(&worker, listener, client.ip) {
+            return;
+        }
+        if !admitted.name(client.ip) {
+            return reject(&worker, listener, Reason::ConnectionLimit);
+        }
+    }
+    if client.ends.is_none()
+        && worker.view().names_clients
+        && let Ok(reached) = stream.local_addr()
+    {
+        client.name(Ends::new(peer, reached));
+    }
+>>>>>>> main
     let Some(acceptor) = acceptor else {
-        return h1::serve(&worker, &client, Transport::Tcp(arrival.stream)).await;
+        return h1::serve(&worker, &client, Transport::Tcp(stream)).await;
     };
-    let accepted = handshake(&worker, arrival.listener, &acceptor, arrival.stream).await;
+    let accepted = handshake(&worker, listener, &acceptor, stream).await;
     let Some((stream, facts)) = accepted else { return };
     client.tls = Some(facts);
     let chose_h2 = tls::is_h2(&stream);

@@ -41,7 +41,14 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         match next_request(worker, client, &mut connection, &mut patience).await {
             Ok(length) => {
                 // Boxed, like the next: a connection that idles should not keep room for a request.
-                now = Box::pin(one_request(worker, client, &mut connection, length, &mut patience)).await;
+                // WHY not `Box::pin`: it copies the whole future, which is large and still empty, to
+                // memory that is mostly not in the cache. Where the box comes first, the compiler
+                // builds the future in it.
+                let request = Box::write(
+                    Box::new_uninit(),
+                    one_request(worker, client, &mut connection, length, &mut patience),
+                );
+                now = Box::into_pin(request).await;
             }
             Err(NoRequest::Closed) => break,
             Err(NoRequest::Refused(reason)) => {

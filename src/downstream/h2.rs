@@ -86,7 +86,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     if connection.is_abused() {
         client.cut_for.set(Some(Reason::H2Abuse));
         reject(worker, client.listener, Reason::H2Abuse);
-        view.firewall.rejected(client.listener, client.ip(), Reason::H2Abuse, Instant::now().into_std());
+        view.firewall.rejected(client.listener, client.ip, Reason::H2Abuse, Instant::now().into_std());
         streams.clear();
         let farewell = Wait::new(Reason::H2Abuse, FAREWELL.min(limits.write_timeout));
         let until = connection.is_blocked().then(|| indulgence.end(Instant::now(), connection.written()));

@@ -2,7 +2,9 @@
 
 pub mod accept;
 pub mod admission;
+mod announcement;
 mod connection;
 mod h1;
 mod h2;
+mod hello;
 pub mod tls;

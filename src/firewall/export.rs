@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::config::Config;
+use crate::config::{AdminAddress, Config};
 
 /// Which host the rules are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +76,10 @@ fn balancer(config: &Config, sites: &Sites, rules: &mut Rules) {
             listener.address.port()
         ));
     }
-    if let Some(admin) = config.admin.as_ref().filter(|admin| !admin.address.ip().is_loopback()) {
-        let port = admin.address.port();
+    if let Some(AdminAddress::Tcp(admin)) = config.admin.as_ref().map(|admin| &admin.address)
+        && !admin.ip().is_loopback()
+    {
+        let port = admin.port();
         if sites.metrics_from.is_empty() {
             rules.comment(&format!("metrics on port {port}: nobody (--metrics-from names networks)"));
         } else {
@@ -251,7 +253,7 @@ mod tests {
 
     #[test]
     fn the_balancer_takes_its_listeners_from_everywhere_and_ssh_from_some() {
-        let config = config("admin.address = \"10.0.0.1:9090\"");
+        let config = config("admin = { address = \"10.0.0.1:9090\", unprotected = true }");
         let sites = Sites { ssh_from: nets(&["10.9.0.0/16", "10.9.1.0/24", "fd00::/8"]), ..Sites::default() };
         let rules = ruleset(&config, Role::Balancer, &sites).unwrap();
         let expected = [

@@ -129,6 +129,14 @@ impl RequestHead {
         self.host.capacity() + self.target.capacity() + self.fields.capacity()
     }
 
+    /// The host with the port that the client named; empty where it named none.
+    pub fn authority(&self) -> String {
+        match self.port {
+            Some(port) => [&self.host, ":", itoa::Buffer::new().format(port)].concat(),
+            None => self.host.clone(),
+        }
+    }
+
     pub fn path(&self) -> &str {
         &self.target[..self.path_len]
     }

@@ -9,6 +9,8 @@ pub mod h2;
 pub mod message;
 pub mod plain;
 pub mod probe_client;
+pub mod proxy_protocol;
+mod record_size;
 pub mod target;
 pub mod tls_stream;
 pub mod transport;

@@ -1,14 +1,17 @@
 //! A small clear-text HTTP/1 responder on hyper, for what is off the hot path: the admin address and
 //! the demo's backends.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+};
 
 /// Time for a request head, and for the next one on a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,6 +26,29 @@ const CONNECTIONS: usize = 256;
 pub struct Asked<'r> {
     pub method: &'r Method,
     pub path: &'r str,
+    /// The field's value.
+    pub authorization: Option<&'r [u8]>,
+}
+
+/// Where clients come in.
+#[derive(Debug)]
+pub enum Entrance {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Entrance {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Entrance::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            Entrance::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -39,7 +65,7 @@ impl Reply {
 }
 
 /// Answers every request with what `handler` makes of it, until the future is dropped.
-pub async fn serve<F>(listener: TcpListener, handler: F)
+pub async fn serve<F>(entrance: Entrance, handler: F)
 where
     F: Fn(&Asked<'_>) -> Reply + Send + Sync + 'static,
 {
@@ -47,8 +73,11 @@ where
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
+            accepted = entrance.accept(), if connections.len() < CONNECTIONS => match accepted {
+                Ok(Stream::Tcp(stream)) => {
+                    connections.spawn(connection(stream, handler.clone()));
+                }
+                Ok(Stream::Unix(stream)) => {
                     connections.spawn(connection(stream, handler.clone()));
                 }
                 Err(error) => {
@@ -61,12 +90,14 @@ where
     }
 }
 
-async fn connection<F>(stream: TcpStream, handler: Arc<F>)
+async fn connection<S, F>(stream: S, handler: Arc<F>)
 where
+    S: AsyncRead + AsyncWrite + Unpin,
     F: Fn(&Asked<'_>) -> Reply + Send + Sync + 'static,
 {
     let respond = service_fn(|request: Request<Incoming>| {
-        let asked = Asked { method: request.method(), path: request.uri().path() };
+        let authorization = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+        let asked = Asked { method: request.method(), path: request.uri().path(), authorization };
         let reply = handler(&asked);
         async move { Ok::<_, Infallible>(response(reply)) }
     });
@@ -85,5 +116,10 @@ fn response(reply: Reply) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(reply.body)));
     *response.status_mut() = reply.status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(reply.content_type));
+    if reply.status == StatusCode::UNAUTHORIZED {
+        // RFC 9110 §11.6.1: a 401 names the scheme.
+        let scheme = header::HeaderValue::from_static("Bearer");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+    }
     response
 }

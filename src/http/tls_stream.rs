@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustls::{
-    Error, InvalidMessage, ServerConfig,
+    Error, InvalidMessage, ProtocolVersion, ServerConfig,
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic},
 };
@@ -22,19 +22,20 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::buffer::{ReadBuffer, SEALED_BLOCK, SMALL_BLOCK, may_seal_at_large};
+use super::{
+    buffer::{ReadBuffer, SEALED_BLOCK, SMALL_BLOCK, may_seal_at_large},
+    record_size::{FULL_BYTES, RecordSizes},
+};
 
-/// The most plaintext in a record (RFC 8446 §5.1).
-const RECORD_BYTES: usize = 16 * 1024;
 /// Room that is enough for a small message of the handshake, or for an alert.
 const MESSAGE_ROOM: usize = 512;
 /// What sealing adds to a small payload at most: header, type, tag and, in TLS 1.2, a nonce; and an
 /// answer to a key update that goes out in front of it.
 const OVERHEAD: usize = 128;
-/// What is sealed at once: as many records as a block takes.
-const SEALED_BYTES: usize = SEALED_BLOCK / (RECORD_BYTES + OVERHEAD) * RECORD_BYTES;
-/// The same for a small block.
-const SMALL_BYTES: usize = SMALL_BLOCK - OVERHEAD;
+/// What is sealed at once: as many full records as a block takes.
+const SEALED_BYTES: usize = SEALED_BLOCK / (FULL_BYTES + OVERHEAD) * FULL_BYTES;
+/// The same for a small block, however the records are cut.
+const SMALL_BYTES: usize = SMALL_BLOCK - 16 * OVERHEAD;
 /// The most ciphertext that may wait for its rest: a handshake message of 64 KiB in its records.
 const UNFINISHED_BYTES: usize = 96 * 1024;
 
@@ -53,8 +54,20 @@ pub struct TlsStream {
     outgoing: ReadBuffer,
     peer_closed: bool,
     close_sent: bool,
+    held: Held,
+    sizes: RecordSizes,
     /// A failed session does not come back.
     failed: bool,
+}
+
+/// What of `outgoing` was kept back so far, to go out with what follows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Nothing,
+    /// Tickets: until the first write, or until the reader waits for a first request.
+    UntilIdle,
+    /// Until the next write, flush or shutdown: there will be one.
+    UntilWrite,
 }
 
 /// What is done when the session may send.
@@ -76,15 +89,18 @@ enum Step {
 }
 
 impl TlsStream {
-    pub fn new(config: Arc<ServerConfig>, socket: TcpStream) -> io::Result<Self> {
+    /// Begins with what was received already.
+    pub fn new(config: Arc<ServerConfig>, socket: TcpStream, received: ReadBuffer) -> io::Result<Self> {
         Ok(TlsStream {
             socket,
             session: UnbufferedServerConnection::new(config).map_err(invalid)?,
-            incoming: ReadBuffer::default(),
+            incoming: received,
             opened: ReadBuffer::default(),
             outgoing: ReadBuffer::default(),
             peer_closed: false,
             close_sent: false,
+            held: Held::Nothing,
+            sizes: RecordSizes::default(),
             failed: false,
         })
     }
@@ -98,13 +114,21 @@ impl TlsStream {
         &self.session
     }
 
-    /// Ready when the handshake is complete and our part of it sent; a failure says why, as far as
-    /// TLS knows (`rustls::Error` inside), after the alert was tried.
+    /// Ready when the handshake is complete; a failure says why, as far as TLS knows
+    /// (`rustls::Error` inside), after the alert was tried.
+    ///
+    /// The tickets of TLS 1.3 are not sent yet: the request is often here already, and its answer
+    /// then takes them along.
     pub fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             self.step(cx, None, &Intent::Nothing)?;
-            ready!(self.poll_send(cx))?;
-            if !self.session.is_handshaking() {
+            let complete = !self.session.is_handshaking();
+            if complete && self.session.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
+                self.held = Held::UntilIdle;
+            } else {
+                ready!(self.poll_send(cx))?;
+            }
+            if complete {
                 self.incoming.release_if_empty();
                 return Poll::Ready(Ok(()));
             }
@@ -112,6 +136,14 @@ impl TlsStream {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }
+    }
+
+    /// Ready when a read may find something.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.opened.is_empty() && self.incoming.is_empty() && !self.peer_closed && !self.failed {
+            return self.socket.poll_read_ready(cx).map(|_| ());
+        }
+        Poll::Ready(())
     }
 
     /// Has the session go through what has arrived, to the next record with data or to its end;
@@ -173,7 +205,15 @@ impl TlsStream {
                 None
             }
             ConnectionState::WriteTraffic(mut traffic) => {
-                write(&mut traffic, intent, &mut self.outgoing)?;
+                match intent {
+                    Intent::Nothing => {}
+                    Intent::Seal(payload) => {
+                        seal(&mut traffic, payload, &mut self.sizes, &mut self.outgoing)?;
+                    }
+                    Intent::Close => append(&mut self.outgoing, MESSAGE_ROOM, |room| {
+                        traffic.queue_close_notify(room).map_err(|error| sealing_room(&error))
+                    })?,
+                }
                 Some(Step::Done)
             }
             ConnectionState::Closed if !matches!(intent, Intent::Seal(_)) => Some(Step::Done),
@@ -202,6 +242,28 @@ impl TlsStream {
         invalid(error)
     }
 
+    /// Takes bytes like `poll_write` but leaves the sending to the shutdown that must follow, so that
+    /// the last data and the word that it was the last go out together.
+    pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let count = ready!(self.poll_seal(cx, bytes))?;
+        self.held = Held::UntilWrite;
+        Poll::Ready(Ok(count))
+    }
+
+    /// Seals as many of the bytes as fit, once there is room for them.
+    fn poll_seal(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.close_sent {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if self.held == Held::Nothing || self.outgoing.data().len() + bytes.len() > FULL_BYTES {
+            ready!(self.poll_send(cx))?;
+        }
+        let most = if self.outgoing.is_empty() && !may_seal_at_large() { SMALL_BYTES } else { SEALED_BYTES };
+        let bytes = &bytes[..bytes.len().min(most)];
+        self.carry_out(cx, &Intent::Seal(bytes))?;
+        Poll::Ready(Ok(bytes.len()))
+    }
+
     /// Reads ciphertext; `Ready(0)` is the end of the stream.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.failed {
@@ -216,6 +278,7 @@ impl TlsStream {
 
     /// Writes all ciphertext.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.held = Held::Nothing;
         while !self.outgoing.is_empty() {
             let count = ready!(Pin::new(&mut self.socket).poll_write(cx, self.outgoing.data()))?;
             if count == 0 {
@@ -262,10 +325,20 @@ impl AsyncRead for TlsStream {
             }
             this.incoming.release_if_empty();
             if target.filled().len() > before || target.remaining() == 0 || this.peer_closed {
+                if this.held == Held::UntilIdle {
+                    this.held = Held::UntilWrite;
+                }
                 return Poll::Ready(Ok(()));
             }
-            if ready!(this.poll_receive(cx))? == 0 {
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            match this.poll_receive(cx)? {
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Poll::Ready(_) => {}
+                Poll::Pending if this.held == Held::UntilIdle => {
+                    // What does not go out now wakes the same task.
+                    let _ = this.poll_send(cx)?;
+                    return Poll::Pending;
+                }
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -277,17 +350,11 @@ impl AsyncWrite for TlsStream {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        if this.close_sent {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        ready!(this.poll_send(cx))?;
-        let most = if this.outgoing.is_empty() && !may_seal_at_large() { SMALL_BYTES } else { SEALED_BYTES };
-        let bytes = &bytes[..bytes.len().min(most)];
-        this.carry_out(cx, &Intent::Seal(bytes))?;
+        let count = ready!(this.poll_seal(cx, bytes))?;
         match this.poll_send(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             // The bytes are ours now; a flush or the next write sees to the rest.
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(bytes.len())),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(count)),
         }
     }
 
@@ -298,13 +365,13 @@ impl AsyncWrite for TlsStream {
     ) -> Poll<io::Result<usize>> {
         let mut filled = parts.iter().filter(|part| !part.is_empty());
         let Some(first) = filled.next() else { return Poll::Ready(Ok(0)) };
-        if first.len() >= RECORD_BYTES || filled.next().is_none() {
+        if first.len() >= FULL_BYTES || filled.next().is_none() {
             return self.poll_write(cx, first);
         }
         // Small parts go out in one record.
         let mut record = ReadBuffer::default();
         for part in parts {
-            let left = RECORD_BYTES - record.data().len();
+            let left = FULL_BYTES - record.data().len();
             record.append(&part[..part.len().min(left)]);
         }
         self.poll_write(cx, record.data())
@@ -325,27 +392,29 @@ impl AsyncWrite for TlsStream {
             this.close_sent = true;
         }
         ready!(this.poll_send(cx))?;
-        Pin::new(&mut this.socket).poll_shutdown(cx)
+        match ready!(Pin::new(&mut this.socket).poll_shutdown(cx)) {
+            // A peer that was faster has reset the connection: over is over.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            result => Poll::Ready(result),
+        }
     }
 }
 
-fn write(
+fn seal(
     traffic: &mut WriteTraffic<'_, ServerConnectionData>,
-    intent: &Intent<'_>,
+    mut payload: &[u8],
+    sizes: &mut RecordSizes,
     outgoing: &mut ReadBuffer,
 ) -> Result<(), Error> {
-    match intent {
-        Intent::Nothing => Ok(()),
-        Intent::Seal(payload) => {
-            let room = payload.len() + OVERHEAD * payload.len().div_ceil(RECORD_BYTES);
-            append(outgoing, room, |room| {
-                traffic.encrypt(payload, room).map_err(|error| sealing_room(&error))
-            })
-        }
-        Intent::Close => append(outgoing, MESSAGE_ROOM, |room| {
-            traffic.queue_close_notify(room).map_err(|error| sealing_room(&error))
-        }),
+    sizes.begin(payload.len());
+    while !payload.is_empty() {
+        let (record, rest) = payload.split_at(sizes.next(payload.len()));
+        append(outgoing, record.len() + OVERHEAD, |room| {
+            traffic.encrypt(record, room).map_err(|error| sealing_room(&error))
+        })?;
+        payload = rest;
     }
+    Ok(())
 }
 
 /// Has `seal` write into the room behind `outgoing`; it says how many bytes it wrote or how many it
@@ -456,7 +525,7 @@ mod tests {
     }
 
     async fn accept(config: Arc<ServerConfig>, socket: TcpStream) -> io::Result<TlsStream> {
-        let mut stream = TlsStream::new(config, socket)?;
+        let mut stream = TlsStream::new(config, socket, ReadBuffer::default())?;
         poll_fn(|cx| stream.poll_handshake(cx)).await?;
         Ok(stream)
     }
@@ -495,7 +564,7 @@ mod tests {
             let mut client = rustls::ClientConnection::new(keys.client.clone(), name).unwrap();
             let mut wire = Vec::new();
             client.write_tls(&mut wire).unwrap();
-            let mut stream = TlsStream::new(keys.server.clone(), ours).unwrap();
+            let mut stream = TlsStream::new(keys.server.clone(), ours, ReadBuffer::default()).unwrap();
             let mut theirs = theirs.into_std().unwrap();
             io::Write::write_all(&mut theirs, &wire[..at]).unwrap();
             stream.socket.readable().await.unwrap();
@@ -543,7 +612,7 @@ mod tests {
         let (ours, mut theirs) = sockets().await;
         // A client hello of 16 MiB in records of 16 KiB.
         let mut record = vec![0x16, 3, 1, 0x40, 0];
-        record.resize(5 + RECORD_BYTES, 0);
+        record.resize(5 + FULL_BYTES, 0);
         record[5..9].copy_from_slice(&[1, 0xff, 0xff, 0xff]);
         let sends = async { while theirs.write_all(&record).await.is_ok() {} };
         let result = accept(keys(&rustls::version::TLS13).server, ours);
@@ -707,17 +776,67 @@ mod tests {
         }
     }
 
+    /// Whether a read waits for the client.
+    async fn waits(ours: &mut TlsStream) -> bool {
+        let mut target = [0; 8];
+        let mut target = ReadBuf::new(&mut target);
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut *ours).poll_read(cx, &mut target).is_pending())).await
+    }
+
+    #[tokio::test]
+    async fn sends_tickets_with_the_first_answer() {
+        let (mut ours, mut theirs) = pair(&rustls::version::TLS13).await;
+        theirs.write_all(b"ping").await.unwrap();
+        ours.socket.readable().await.unwrap();
+        ours.read_exact(&mut [0; 4]).await.unwrap();
+        assert!(waits(&mut ours).await && !ours.outgoing.is_empty(), "sent too early");
+        ours.write_all(b"pong").await.unwrap();
+        assert!(ours.outgoing.is_empty());
+        theirs.read_exact(&mut [0; 4]).await.unwrap();
+        assert_eq!(theirs.get_ref().1.tls13_tickets_received(), 2);
+    }
+
+    #[tokio::test]
+    async fn sends_tickets_when_no_request_comes() {
+        let (mut ours, mut theirs) = pair(&rustls::version::TLS13).await;
+        assert!(!ours.outgoing.is_empty());
+        assert!(waits(&mut ours).await);
+        assert!(ours.outgoing.is_empty());
+        ours.shutdown().await.unwrap();
+        assert_eq!(theirs.read(&mut [0; 4]).await.unwrap(), 0);
+        assert_eq!(theirs.get_ref().1.tls13_tickets_received(), 2);
+    }
+
+    #[tokio::test]
+    async fn sends_the_last_bytes_together_with_the_end() {
+        for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+            for length in [1, FULL_BYTES, 100_000] {
+                let (mut ours, mut theirs) = pair(version).await;
+                let text = vec![b'x'; length];
+                let mut left = &text[..];
+                let sends = async {
+                    while !left.is_empty() {
+                        let count = poll_fn(|cx| ours.poll_write_last(cx, left)).await.unwrap();
+                        assert!(!ours.outgoing.is_empty());
+                        left = &left[count..];
+                    }
+                    ours.shutdown().await.unwrap();
+                };
+                let mut received = Vec::new();
+                let ((), result) = tokio::join!(sends, theirs.read_to_end(&mut received));
+                result.unwrap();
+                assert!(received == text);
+            }
+        }
+    }
+
     #[tokio::test]
     async fn holds_no_block_while_idle() {
         let (mut ours, mut theirs) = pair(&rustls::version::TLS13).await;
         theirs.write_all(b"ping").await.unwrap();
         ours.read_exact(&mut [0; 4]).await.unwrap();
         ours.write_all(b"pong").await.unwrap();
-        let mut idle = [0; 8];
-        let mut target = ReadBuf::new(&mut idle);
-        let waits =
-            poll_fn(|cx| Poll::Ready(Pin::new(&mut ours).poll_read(cx, &mut target).is_pending())).await;
-        assert!(waits);
+        assert!(waits(&mut ours).await);
         for buffer in [&mut ours.incoming, &mut ours.opened, &mut ours.outgoing] {
             assert_eq!(buffer.room(0).len(), 0);
         }

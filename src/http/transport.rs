@@ -24,11 +24,29 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// Ready when a read may find something. Cheaper than a read, for where it will mostly not.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Transport::Tcp(stream) => stream.poll_read_ready(cx).map(|_| ()),
+            Transport::DownstreamTls(stream) => stream.poll_readable(cx),
+            // What the TLS library holds back can't be asked for.
+            Transport::UpstreamTls(_) => Poll::Ready(()),
+        }
+    }
+
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Transport::Tcp(stream) => stream,
             Transport::UpstreamTls(stream) => stream.get_ref().0,
             Transport::DownstreamTls(stream) => stream.tcp(),
+        }
+    }
+
+    /// Takes bytes that nothing but a shutdown follows: with TLS to a client they may wait for it.
+    pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Transport::DownstreamTls(stream) => stream.poll_write_last(cx, bytes),
+            Transport::Tcp(_) | Transport::UpstreamTls(_) => Pin::new(self).poll_write(cx, bytes),
         }
     }
 }

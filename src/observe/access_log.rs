@@ -269,7 +269,6 @@ mod tests {
         collections::HashSet,
         fs,
         io::{BufRead, BufReader, Read, pipe},
-        net::{IpAddr, Ipv4Addr, SocketAddr},
         os::{
             fd::OwnedFd,
             unix::{fs::PermissionsExt, net::UnixStream},
@@ -283,12 +282,11 @@ mod tests {
     const LONG: Duration = Duration::from_mins(1);
 
     fn record(request_id: &str) -> Record<'_> {
-        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         Record {
             time: SystemTime::UNIX_EPOCH,
             listener: "http",
-            client_ip: ip,
-            peer: SocketAddr::new(ip, 1),
+            client_ip: "127.0.0.1",
+            peer: "127.0.0.1:1",
             protocol: Protocol::Http1,
             tls: None,
             method: "GET",

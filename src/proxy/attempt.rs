@@ -98,12 +98,12 @@ async fn over_http1<D: Downstream>(
     counted: &mut Counted,
 ) -> Result<(), Failed> {
     let config = &target.cluster.cluster.config;
-    let pooled = target.backend.pool.borrow_mut().take(counted.sent, config.idle_timeout);
-    let mut lease = if let Some(lease) = pooled {
+    let pool = &target.backend.pool;
+    let mut lease = if let Some(lease) = pool.borrow_mut().take(counted.sent, config.idle_timeout) {
         lease
     } else {
         // Boxed: connecting takes more room than all the rest, and most requests don't.
-        let lease = Box::pin(open_http1(target)).await?;
+        let lease = Box::pin(open_http1(flight, target)).await?;
         counted.sent = Instant::now();
         lease
     };
@@ -111,12 +111,15 @@ async fn over_http1<D: Downstream>(
     lease.connection.send_request(&head.method, &head.target, head.body, |out| {
         forward::write_http1(flight, &config.backends[target.index].address, out);
     });
-    let mut response = ResponseHead::default();
+    let mut response = flight.worker.take_response();
     let result = exchange(flight, (down, patience), (&mut lease.connection, config), counted, &mut response);
-    match result.await {
+    let result = result.await;
+    let reusable = response.keep_alive;
+    flight.worker.give_response(response);
+    match result {
         Ok(done) => {
-            if done.complete && response.keep_alive {
-                target.backend.pool.borrow_mut().give(lease, done.ended, config.idle_connections);
+            if done.complete && reusable {
+                pool.borrow_mut().give(lease, done.ended, config.idle_connections);
             }
             Ok(())
         }
@@ -124,16 +127,18 @@ async fn over_http1<D: Downstream>(
     }
 }
 
-async fn open_http1(target: Target<'_>) -> Result<Lease, Failed> {
+async fn open_http1(flight: &Flight<'_>, target: Target<'_>) -> Result<Lease, Failed> {
     let start = Instant::now();
-    let transport = open(target).await?;
+    let header =
+        if target.cluster.cluster.config.proxy_protocol { forward::proxy_header(flight) } else { Vec::new() };
+    let transport = open(target, &header).await?;
     let open = Open::count(target.backend.cells.clone(), start.elapsed());
     Ok(Lease::new(h1::Connection::new(transport), open))
 }
 
-async fn open(target: Target<'_>) -> Result<Transport, Failed> {
+async fn open(target: Target<'_>, header: &[u8]) -> Result<Transport, Failed> {
     let cluster = &target.cluster.cluster;
-    match connect(cluster, &cluster.backends[target.index]).await {
+    match connect(cluster, &cluster.backends[target.index], header).await {
         Ok(Connected::Tcp(stream)) => Ok(Transport::Tcp(stream)),
         Ok(Connected::Tls(stream)) => Ok(Transport::UpstreamTls(stream)),
         Err(error) => {
@@ -186,7 +191,7 @@ async fn shared(target: Target<'_>) -> Result<h2::upstream::Handle, Failed> {
 
 async fn open_h2(target: Target<'_>) -> Result<(), Failed> {
     let start = Instant::now();
-    let transport = open(target).await?;
+    let transport = open(target, &[]).await?;
     let handshake = h2::upstream::handshake(transport).await;
     let (handle, drive) = handshake.map_err(|_| Failed::unsent(Reason::UpstreamClosed))?;
     let open = Open::count(target.backend.cells.clone(), start.elapsed());
@@ -212,7 +217,7 @@ fn h2_head(flight: &Flight<'_>, tls: bool, fallback: &str) -> Result<h2::upstrea
     if let BodyLength::Exact(length) = flight.head.body {
         fields.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    let authority = forward::authority(flight.head);
+    let authority = flight.head.authority();
     let authority = if authority.is_empty() { fallback } else { &authority };
     let target = if flight.head.target == "*" { "/" } else { &flight.head.target };
     let uri = Uri::builder()
@@ -248,7 +253,7 @@ async fn exchange<D: Downstream, U: Respond>(
     if !fits(flight.head, response) {
         return Err(Failed::refused(Reason::UpstreamBadResponse));
     }
-    response.fields.remove(b"x-portcullis-reason");
+    response.fields.retain(|id, _| id != FieldId::XPortcullisReason);
     flight.head.forget_fields();
     let result = respond(flight, &mut relay, response).await;
     (flight.bytes_in, flight.bytes_out) = (relay.bytes_in(), relay.bytes_out());

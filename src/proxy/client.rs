@@ -19,9 +19,16 @@ pub fn forwarded_for<'v>(
     trusted: &[IpNet],
     peer: IpAddr,
 ) -> IpAddr {
+    let entries = values.rev().flat_map(|value| value.rsplit(|byte| *byte == b','));
+    farthest(entries.map(parse_entry), trusted, peer)
+}
+
+/// The first address that is not a trusted proxy, or the last one; `peer` where there is none. What
+/// is no address ends the walk.
+pub fn farthest(hops: impl Iterator<Item = Option<IpAddr>>, trusted: &[IpNet], peer: IpAddr) -> IpAddr {
     let mut client = peer;
-    for entry in values.rev().flat_map(|value| value.rsplit(|byte| *byte == b',')) {
-        let Some(address) = parse_entry(entry) else { break };
+    for hop in hops {
+        let Some(address) = hop else { break };
         client = address;
         if !is_trusted(trusted, address) {
             break;

@@ -1,14 +1,15 @@
 //! One request from its head to its record: what is known of it, written down when it ends.
 
-use std::{net::IpAddr, rc::Rc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, rc::Rc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    client,
+    client, forwarded,
     worker::{Client, ListenerView, View, Worker},
 };
 use crate::{
+    config::ForwardedPolicy,
     error::Reason,
     http::{
         fields::FieldId,
@@ -27,8 +28,10 @@ pub struct Flight<'c> {
     pub head: &'c mut RequestHead,
     /// The head was refused: what is in it is not to be believed.
     pub unparsed: bool,
+    /// The peer, or whom a trusted peer names.
     pub client_ip: IpAddr,
-    /// The peer is one of `trusted_proxies`.
+    client_ip_text: Cow<'c, str>,
+    /// The client that the connection names is one of `trusted_proxies`.
     pub trusted: bool,
     pub request_id: [u8; 32],
     pub route: Option<usize>,
@@ -50,14 +53,22 @@ pub struct Flight<'c> {
 impl<'c> Flight<'c> {
     pub fn new(worker: &'c Worker, client: &'c Client, head: &'c mut RequestHead, started: Instant) -> Self {
         let view = worker.view();
-        let networks = &view.config.listeners[client.listener].trusted_proxies;
-        let peer = client.ip();
-        let trusted = !networks.is_empty() && client::is_trusted(networks, peer);
-        let client_ip = if trusted {
-            let values: Vec<&[u8]> = head.fields.all(FieldId::XForwardedFor).collect();
-            client::forwarded_for(values.into_iter(), networks, peer)
+        let listener = &view.config.listeners[client.listener];
+        let networks = &listener.trusted_proxies;
+        let trusted = !networks.is_empty() && client::is_trusted(networks, client.ip);
+        let client_ip = if !trusted {
+            client.ip
+        } else if listener.forwarded == ForwardedPolicy::Rfc7239 {
+            let values: Vec<&[u8]> = head.fields.all(FieldId::Forwarded).collect();
+            forwarded::client(values.into_iter(), networks, client.ip)
         } else {
-            peer
+            let values: Vec<&[u8]> = head.fields.all(FieldId::XForwardedFor).collect();
+            client::forwarded_for(values.into_iter(), networks, client.ip)
+        };
+        let client_ip_text = if client_ip == client.ip {
+            Cow::Borrowed(&*client.ip_text)
+        } else {
+            Cow::Owned(client_ip.to_string())
         };
         view.listeners[client.listener].cells.request_started();
         Flight {
@@ -67,6 +78,7 @@ impl<'c> Flight<'c> {
             head,
             unparsed: false,
             client_ip,
+            client_ip_text,
             trusted,
             request_id: worker.request_id(),
             route: None,
@@ -86,6 +98,11 @@ impl<'c> Flight<'c> {
 
     pub fn listener(&self) -> &ListenerView {
         &self.view.listeners[self.client.listener]
+    }
+
+    /// In which fields the backend learns who the client is.
+    pub fn forwarded_policy(&self) -> ForwardedPolicy {
+        self.view.config.listeners[self.client.listener].forwarded
     }
 
     /// `body_bytes` of the listener.
@@ -138,7 +155,7 @@ impl<'c> Flight<'c> {
     /// Lets the firewall know of a rejection. What a trusted proxy itself does wrong is no reason to
     /// turn away all who come through it.
     fn remember(&self, reason: Reason) {
-        if !self.trusted || self.client_ip != self.client.ip() {
+        if !self.trusted || self.client_ip != self.client.ip {
             let ended = self.ended.unwrap_or(self.started).into_std();
             self.view.firewall.rejected(self.client.listener, self.client_ip, reason, ended);
         }
@@ -151,8 +168,8 @@ impl<'c> Flight<'c> {
         let record = Record {
             time: self.worker.wall_clock(self.started),
             listener: &self.listener().name,
-            client_ip: self.client_ip,
-            peer: self.client.peer,
+            client_ip: &self.client_ip_text,
+            peer: &self.client.peer_text,
             protocol: self.protocol(),
             tls: self.client.tls.as_ref().map(|tls| TlsInfo {
                 version: tls.version,

@@ -5,6 +5,7 @@ mod attempt;
 pub mod client;
 pub mod flight;
 mod forward;
+pub mod forwarded;
 pub mod patience;
 mod relay;
 pub mod route;
@@ -76,7 +77,7 @@ fn admit(flight: &mut Flight<'_>) -> Result<(), Reason> {
         listener: flight.client.listener,
         route: flight.route,
         client_ip: flight.client_ip,
-        forwarded: flight.client_ip != flight.client.ip(),
+        forwarded: flight.client_ip != flight.client.ip,
     };
     let head = &*flight.head;
     let asked = flight.view.firewall.request(

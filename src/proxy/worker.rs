@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     task::Waker,
@@ -17,7 +17,8 @@ use crate::{
     firewall::{Firewall, Refusal},
     http::{
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
-        message::RequestHead,
+        message::{RequestHead, ResponseHead},
+        proxy_protocol::Ends,
     },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
     proxy::route::RouteTable,
@@ -28,9 +29,9 @@ use crate::{
     },
 };
 
-/// Request heads kept for reuse, and how large one may have grown.
-const KEPT_HEADS: usize = 128;
-const KEPT_HEAD_BYTES: usize = 16 * 1024;
+/// Heads of each kind kept for reuse, and how large one may have grown: 4 MiB of each in all.
+const KEPT_HEADS: usize = 512;
+const KEPT_HEAD_BYTES: usize = 8 * 1024;
 
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
@@ -46,6 +47,7 @@ pub struct Worker {
     /// Request heads that no request uses; idle connections hold none.
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
+    responses: RefCell<Vec<ResponseHead>>,
     /// The same moment on both clocks.
     clocks: Cell<(Instant, SystemTime)>,
 }
@@ -74,6 +76,8 @@ pub struct View {
     pub firewall: Arc<Firewall>,
     pub listeners: Vec<ListenerView>,
     pub clusters: Vec<ClusterView>,
+    /// Some cluster tells its backends a connection's two ends, so each connection has to know them.
+    pub names_clients: bool,
 }
 
 #[derive(Debug)]
@@ -118,6 +122,7 @@ impl Worker {
             cutting: Cell::new(false),
             connections: RefCell::default(),
             heads: RefCell::default(),
+            responses: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
@@ -129,11 +134,10 @@ impl Worker {
 
     /// 128 random bits in hexadecimal.
     pub fn request_id(&self) -> [u8; 32] {
-        let mut bits = self.random.borrow_mut().u128(..);
-        std::array::from_fn(|_| {
-            let digit = b"0123456789abcdef"[(bits & 15) as usize];
-            bits >>= 4;
-            digit
+        let bytes = self.random.borrow_mut().u128(..).to_ne_bytes();
+        std::array::from_fn(|index| {
+            let half = bytes[index / 2] >> (index % 2 * 4);
+            b"0123456789abcdef"[usize::from(half & 15)]
         })
     }
 
@@ -148,6 +152,19 @@ impl Worker {
         if heads.len() < KEPT_HEADS && head.capacity() <= KEPT_HEAD_BYTES {
             head.clear();
             heads.push(head);
+        }
+    }
+
+    /// The same for the head of a response.
+    pub fn take_response(&self) -> ResponseHead {
+        self.responses.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_response(&self, mut head: ResponseHead) {
+        let mut responses = self.responses.borrow_mut();
+        if responses.len() < KEPT_HEADS && head.fields.capacity() <= KEPT_HEAD_BYTES {
+            head.clear();
+            responses.push(head);
         }
     }
 
@@ -177,9 +194,11 @@ impl Worker {
 
     /// Closes pooled connections that are too old, closed or talk out of turn.
     pub fn sweep_pools(&self) {
+        let now = Instant::now();
         for cluster in &self.view().clusters {
+            let config = &cluster.cluster.config;
             for backend in &cluster.backends {
-                backend.pool.borrow_mut().sweep(cluster.cluster.config.idle_timeout);
+                backend.pool.borrow_mut().sweep(now, config.idle_timeout, config.idle_connections);
             }
         }
     }
@@ -275,6 +294,7 @@ impl View {
                 .map(|index| ListenerView::new(config, index, https_port, shard))
                 .collect(),
             clusters: clusters.iter().map(|cluster| ClusterView::new(cluster, shard, seed)).collect(),
+            names_clients: clusters.iter().any(|cluster| cluster.config.proxy_protocol),
         }
     }
 }
@@ -359,7 +379,17 @@ impl ClusterView {
 #[derive(Debug)]
 pub struct Client {
     pub listener: usize,
-    pub peer: std::net::SocketAddr,
+    pub peer: SocketAddr,
+    /// The client as far as the connection tells, in canonical form: the peer, or whom a PROXY
+    /// protocol header names; `Flight::client_ip` knows more.
+    pub ip: IpAddr,
+    /// The same as text, for every request's log line and `x-forwarded-for`.
+    pub ip_text: Box<str>,
+    /// With the port.
+    pub peer_text: Box<str>,
+    /// The ends of the connection that the client itself made: those that a PROXY protocol header
+    /// named, or, where a cluster has to be told, the socket's. `None`: the peer is the client.
+    pub ends: Option<Box<Ends>>,
     pub tls: Option<TlsFacts>,
     /// Why we end the connection: requests that are cut then are on record as such.
     pub cut_for: Cell<Option<Reason>>,
@@ -374,8 +404,25 @@ pub struct TlsFacts {
 }
 
 impl Client {
-    pub fn ip(&self) -> IpAddr {
-        self.peer.ip().to_canonical()
+    pub fn new(listener: usize, peer: SocketAddr) -> Self {
+        let ip = peer.ip().to_canonical();
+        Client {
+            listener,
+            peer,
+            ip,
+            ip_text: ip.to_string().into(),
+            peer_text: SocketAddr::new(ip, peer.port()).to_string().into(),
+            ends: None,
+            tls: None,
+            abusive: Cell::new(false),
+        }
+    }
+
+    /// The client is who made a connection with these ends.
+    pub fn name(&mut self, ends: Ends) {
+        self.ip = ends.source.ip().to_canonical();
+        self.ip_text = self.ip.to_string().into();
+        self.ends = Some(Box::new(ends));
     }
 }
 
@@ -391,4 +438,23 @@ pub fn enforced(refusal: Refusal, cells: &ListenerCells) -> Option<Refusal> {
         return None;
     }
     Some(refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_named_as_std_writes_addresses_and_a_mapped_one_by_its_ipv4_address() {
+        for (peer, ip, text) in [
+            ("255.0.10.1:65535", "255.0.10.1", "255.0.10.1:65535"),
+            ("[2001:db8::1]:1", "2001:db8::1", "[2001:db8::1]:1"),
+            ("[::]:80", "::", "[::]:80"),
+            ("[::ffff:192.0.2.1]:80", "192.0.2.1", "192.0.2.1:80"),
+        ] {
+            let client = Client::new(0, peer.parse().unwrap());
+            assert_eq!((&*client.ip_text, &*client.peer_text), (ip, text));
+            assert_eq!(client.ip.to_string(), ip);
+        }
+    }
 }

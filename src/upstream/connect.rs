@@ -6,6 +6,7 @@
 use std::{fmt, io, net::SocketAddr, time::Duration};
 
 use tokio::{
+    io::AsyncWriteExt,
     net::TcpStream,
     time::{Instant, timeout_at},
 };
@@ -32,11 +33,12 @@ pub struct ConnectError {
     pub detail: String,
 }
 
-/// Connects to a backend within the cluster's `connect_timeout`.
+/// Connects to a backend within the cluster's `connect_timeout`; the first bytes of the connection,
+/// before TLS, are those of `header`.
 ///
 /// Cancel safe: dropping the future closes whatever was open.
-pub async fn connect(cluster: &Cluster, backend: &Backend) -> Result<Connected, ConnectError> {
-    connect_port(backend, backend.port, cluster.config.connect_timeout).await
+pub async fn connect(cluster: &Cluster, backend: &Backend, header: &[u8]) -> Result<Connected, ConnectError> {
+    connect_port(backend, backend.port, cluster.config.connect_timeout, header).await
 }
 
 /// Connects to a backend on any port of its host, within `limit`.
@@ -44,21 +46,27 @@ pub(super) async fn connect_port(
     backend: &Backend,
     port: u16,
     limit: Duration,
+    header: &[u8],
 ) -> Result<Connected, ConnectError> {
     // A limit too far off for the clock is no limit; a year stands for it.
     let now = Instant::now();
     let deadline = now.checked_add(limit).unwrap_or(now + Duration::from_hours(365 * 24));
-    let result = open(backend, port, deadline).await.map_err(|failure| failure.explain(backend, port, limit));
+    let opened = open(backend, port, deadline, header).await;
+    let result = opened.map_err(|failure| failure.explain(backend, port, limit));
     if result.is_err() {
         backend.distrust_addresses();
     }
     result
 }
 
-async fn open(backend: &Backend, port: u16, deadline: Instant) -> Result<Connected, Failure> {
+async fn open(backend: &Backend, port: u16, deadline: Instant, header: &[u8]) -> Result<Connected, Failure> {
     let addresses = timeout_at(deadline, backend.socket_addresses(port)).await;
     let addresses = addresses.map_err(|_| Failure::Timeout("looking up"))?.map_err(Failure::Lookup)?;
-    let stream = open_first(&addresses, deadline).await?;
+    let mut stream = open_first(&addresses, deadline).await?;
+    if !header.is_empty() {
+        // Never waits: a new connection has room for it.
+        stream.write_all(header).await.map_err(Failure::Connect)?;
+    }
     let Some(tls) = &backend.tls else { return Ok(Connected::Tcp(stream)) };
     match timeout_at(deadline, tls.handshake(stream)).await {
         Ok(Ok(stream)) => Ok(Connected::Tls(Box::new(stream))),
@@ -158,7 +166,7 @@ mod tests {
     }
 
     async fn try_connect(cluster: &Cluster) -> Result<Connected, ConnectError> {
-        connect(cluster, &cluster.backends[0]).await
+        connect(cluster, &cluster.backends[0], b"").await
     }
 
     #[tokio::test]
@@ -251,7 +259,7 @@ mod tests {
         let ((_first, address), (_second, other)) = (closed_port(), closed_port());
         let cluster = cluster(&address.to_string());
         let error =
-            connect_port(&cluster.backends[0], other.port(), Duration::MAX).await.expect_err("closed");
+            connect_port(&cluster.backends[0], other.port(), Duration::MAX, b"").await.expect_err("closed");
         assert!(
             error.detail.starts_with(&format!("connect to 127.0.0.1 on port {} ", other.port())),
             "{error}"

@@ -85,10 +85,22 @@ pub fn probe_delay(interval: Duration, seed: u64) -> Duration {
     (interval / 1_000).saturating_mul(permille)
 }
 
-/// When the first probe starts: within 200 ms or the interval, whichever is shorter.
-pub fn first_probe_delay(interval: Duration, seed: u64) -> Duration {
-    let permille = u32::try_from(seed % 1_000).unwrap_or(0);
-    interval.min(Duration::from_millis(200)) / 1_000 * permille
+/// When the first probe starts: within 200 ms; where more than 200 backends are probed, within a
+/// millisecond for each; in any case within the interval.
+pub fn first_probe_delay(interval: Duration, backends: usize, seed: u64) -> Duration {
+    let window = Duration::from_millis(u64::try_from(backends).unwrap_or(u64::MAX).max(200));
+    part(interval.min(window), seed)
+}
+
+/// When the second probe starts, counted from the start of the first: the interval ± 50 %, so that
+/// probes which began together are spread evenly over it from then on.
+pub fn second_probe_delay(interval: Duration, seed: u64) -> Duration {
+    (interval / 2).saturating_add(part(interval, seed))
+}
+
+/// Less than the whole.
+fn part(whole: Duration, seed: u64) -> Duration {
+    whole / 1_000 * u32::try_from(seed % 1_000).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -169,8 +181,12 @@ mod tests {
             let interval = Duration::from_millis(millis);
             let delay = probe_delay(interval, seed);
             prop_assert!(delay >= interval.mul_f64(0.899) && delay <= interval.mul_f64(1.101));
-            let first = first_probe_delay(interval, seed);
+            let second = second_probe_delay(interval, seed);
+            prop_assert!(second >= interval.mul_f64(0.5) && second <= interval.mul_f64(1.5));
+            let first = first_probe_delay(interval, 200, seed);
             prop_assert!(first < interval && first < Duration::from_millis(200));
+            let of_many = first_probe_delay(interval, 1_000, seed);
+            prop_assert!(of_many < interval && of_many < Duration::from_secs(1));
         }
 
         #[test]
@@ -188,9 +204,32 @@ mod tests {
         }
     }
 
+    /// The most probes that start within a tenth of the interval, once all have started.
+    #[test]
+    fn probes_of_many_backends_do_not_come_in_bursts() {
+        let (interval, backends) = (Duration::from_secs(2), 1_000);
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut starts = [0_usize; 200];
+        for _ in 0..backends {
+            let mut at = first_probe_delay(interval, backends, random.u64(..));
+            let mut delay = second_probe_delay(interval, random.u64(..));
+            while let Some(slot) = starts.get_mut(usize::try_from(at.as_millis() / 200).unwrap()) {
+                *slot += 1;
+                at += delay;
+                delay = probe_delay(interval, random.u64(..));
+            }
+        }
+        // An even spread has 100 in each. In the first second every backend has its first probe.
+        assert!(starts[..5].iter().all(|&starts| starts < 260), "{starts:?}");
+        assert!(starts[5..].iter().all(|&starts| starts < 160), "{starts:?}");
+        assert!(starts[20..].iter().all(|&starts| starts > 60), "{starts:?}");
+    }
+
     #[test]
     fn endless_intervals_do_not_overflow() {
         assert!(probe_delay(Duration::MAX, 200) > Duration::from_secs(1));
-        assert!(first_probe_delay(Duration::MAX, 999) < Duration::from_millis(200));
+        assert!(second_probe_delay(Duration::MAX, 999) > Duration::from_secs(1));
+        assert!(first_probe_delay(Duration::MAX, 1, 999) < Duration::from_millis(200));
+        assert!(first_probe_delay(Duration::MAX, usize::MAX, 999) > Duration::from_secs(1));
     }
 }

@@ -1,7 +1,8 @@
 //! The idle connections of one backend, kept by one worker.
 //!
 //! Last in, first out: the connection used last is the one least likely to have been closed, and
-//! the rest grow old and are let go.
+//! the rest grow old and are let go. What has not been needed for a while lies at the bottom, so the
+//! age of an entry tells how many were in use of late, and nothing has to be counted.
 
 use std::{sync::Arc, task::Context, time::Duration};
 
@@ -11,6 +12,11 @@ use crate::{
     http::{h1, h2},
     observe::BackendCells,
 };
+
+/// Kept for as long as they may idle, where no cap is configured.
+const KEPT: usize = 128;
+/// How long those above `KEPT` are kept after their last use: beyond the pauses within a burst.
+const KEPT_FOR: Duration = Duration::from_secs(5);
 
 /// Counts a connection as open for as long as it lives.
 #[derive(Debug)]
@@ -80,9 +86,9 @@ impl Pool {
         None
     }
 
-    /// Keeps a quiet connection for the next request; closes it where `limit` are kept already.
-    pub fn give(&mut self, mut lease: Lease, since: Instant, limit: usize) {
-        if self.idle.len() < limit && lease.connection.is_quiet() {
+    /// Keeps a quiet connection for the next request; closes it where as many as `cap` idle already.
+    pub fn give(&mut self, mut lease: Lease, since: Instant, cap: Option<usize>) {
+        if cap.is_none_or(|cap| self.idle.len() < cap) && lease.connection.is_quiet() {
             lease.connection.rest();
             self.idle.push(Idle { lease, since });
         }
@@ -107,11 +113,18 @@ impl Pool {
         self.shared.push(Shared { handle, used: Instant::now() });
     }
 
-    /// Lets go of what is too old, closed or talks out of turn.
-    pub fn sweep(&mut self, idle_timeout: Duration) {
-        let now = Instant::now();
-        self.idle
-            .retain_mut(|idle| now.duration_since(idle.since) < idle_timeout && is_usable(&mut idle.lease));
+    /// Lets go of what is too old, closed or talks out of turn, and of what is left of a burst.
+    ///
+    /// `cap` is the one of `give`. Cost: O(n), to be called now and then.
+    pub fn sweep(&mut self, now: Instant, idle_timeout: Duration, cap: Option<usize>) {
+        let mut spare = if cap.is_none() { self.idle.len().saturating_sub(KEPT) } else { 0 };
+        self.idle.retain_mut(|idle| {
+            let age = now.saturating_duration_since(idle.since);
+            let allowed = if spare > 0 { KEPT_FOR.min(idle_timeout) } else { idle_timeout };
+            let kept = age < allowed && is_usable(&mut idle.lease);
+            spare = spare.saturating_sub(usize::from(!kept));
+            kept
+        });
         self.shared.retain_mut(|shared| {
             if shared.handle.is_busy() {
                 shared.used = now;
@@ -176,7 +189,7 @@ mod tests {
     async fn until_empty(pool: &mut Pool) {
         let swept = async {
             while pool.idle() > 0 {
-                pool.sweep(LONG);
+                pool.sweep(Instant::now(), LONG, Some(8));
                 tokio::task::yield_now().await;
             }
         };
@@ -189,8 +202,8 @@ mod tests {
         let (first, first_address, mut ends) = peer.lease().await;
         let (last, last_address, other) = peer.lease().await;
         let (mut pool, now) = (Pool::default(), Instant::now());
-        pool.give(first, now, 8);
-        pool.give(last, now, 8);
+        pool.give(first, now, Some(8));
+        pool.give(last, now, Some(8));
         let mut used = pool.take(now, LONG).unwrap();
         assert!(used.reused);
         let (mut last_end, mut byte) = (other, [0]);
@@ -211,9 +224,52 @@ mod tests {
         let mut pool = Pool::default();
         for _ in 0..3 {
             let (lease, _, _theirs) = peer.lease().await;
-            pool.give(lease, Instant::now(), 2);
+            pool.give(lease, Instant::now(), Some(2));
         }
         assert_eq!(pool.idle(), 2);
+    }
+
+    #[tokio::test]
+    async fn keeps_what_a_burst_used_for_a_while_where_no_cap_is_set() {
+        let peer = Peer::new().await;
+        let (mut pool, start, mut ends) = (Pool::default(), Instant::now(), Vec::new());
+        for _ in 0..KEPT + 3 {
+            let (lease, _, theirs) = peer.lease().await;
+            pool.give(lease, start, None);
+            ends.push(theirs);
+        }
+        let almost = start + KEPT_FOR - Duration::from_millis(1);
+        pool.sweep(almost, LONG, None);
+        assert_eq!(pool.idle(), KEPT + 3);
+        let used = pool.take(almost, LONG).unwrap();
+        pool.give(used, almost, None);
+        pool.sweep(start + KEPT_FOR, LONG, None);
+        assert_eq!(pool.idle(), KEPT, "the oldest went, as many as are above what is always kept");
+        pool.sweep(start + LONG, LONG, None);
+        assert_eq!(pool.idle(), 1, "the rest ages as ever");
+    }
+
+    #[tokio::test]
+    async fn keeps_all_that_were_used_of_late_however_many() {
+        let peer = Peer::new().await;
+        let (mut pool, start, mut ends) = (Pool::default(), Instant::now(), Vec::new());
+        for index in 0..2 * KEPT {
+            let (lease, _, theirs) = peer.lease().await;
+            let last_used = if index < 5 { start } else { start + KEPT_FOR };
+            pool.give(lease, last_used, None);
+            ends.push(theirs);
+        }
+        pool.sweep(start + KEPT_FOR, LONG, None);
+        assert_eq!(pool.idle(), 2 * KEPT - 5);
+    }
+
+    #[tokio::test]
+    async fn keeps_nothing_where_the_cap_is_zero() {
+        let peer = Peer::new().await;
+        let mut pool = Pool::default();
+        let (lease, _, _theirs) = peer.lease().await;
+        pool.give(lease, Instant::now(), Some(0));
+        assert_eq!(pool.idle(), 0);
     }
 
     #[tokio::test]
@@ -221,8 +277,8 @@ mod tests {
         let peer = Peer::new().await;
         let (mut pool, now) = (Pool::default(), Instant::now());
         let (lease, _, _theirs) = peer.lease().await;
-        pool.give(lease, now, 8);
-        pool.sweep(LONG);
+        pool.give(lease, now, Some(8));
+        pool.sweep(now, LONG, Some(8));
         assert_eq!(pool.idle(), 1);
         assert!(pool.take(now + LONG, LONG).is_none());
         assert_eq!(pool.idle(), 0);
@@ -233,11 +289,11 @@ mod tests {
         let peer = Peer::new().await;
         let mut pool = Pool::default();
         let (dead, _, theirs) = peer.lease().await;
-        pool.give(dead, Instant::now(), 8);
+        pool.give(dead, Instant::now(), Some(8));
         drop(theirs);
         until_empty(&mut pool).await;
         let (chatty, _, mut theirs) = peer.lease().await;
-        pool.give(chatty, Instant::now(), 8);
+        pool.give(chatty, Instant::now(), Some(8));
         theirs.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
         until_empty(&mut pool).await;
     }

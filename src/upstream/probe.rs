@@ -16,12 +16,15 @@ use tokio::{
 use super::{
     cluster::{Backend, Cluster},
     connect::{ConnectError, Connected, connect_port},
-    health::{Transition, first_probe_delay, probe_delay},
+    health::{Transition, first_probe_delay, probe_delay, second_probe_delay},
 };
 use crate::{
     config::{Check, Health, HttpCheck, Protocol},
     error::Reason,
-    http::probe_client::{self, ProbeError, ProbeRequest, ProbeResponse},
+    http::{
+        probe_client::{self, ProbeError, ProbeRequest, ProbeResponse},
+        proxy_protocol,
+    },
 };
 
 /// How much of a body `expect_body` looks at.
@@ -62,9 +65,10 @@ pub struct ProbeReport<'a> {
 
 /// Probes every backend of a cluster for as long as the future lives; never returns.
 ///
-/// Dropping the future ends all probes at once. A loop that panics is logged and begun again. For a
+/// `all` is the number of backends that this process probes, those of other clusters among them: the
+/// more, the longer their first probes are spread. Dropping the future ends all probes at once. A loop that panics is logged and begun again. For a
 /// cluster without health checks it does nothing. Needs a tokio runtime of any kind.
-pub async fn run<F>(cluster: Arc<Cluster>, report: F)
+pub async fn run<F>(cluster: Arc<Cluster>, all: usize, report: F)
 where
     F: Fn(&ProbeReport<'_>) + Clone + Send + Sync + 'static,
 {
@@ -72,7 +76,7 @@ where
     let mut backends = HashMap::new();
     if cluster.config.health.is_some() {
         for index in 0..cluster.backends.len() {
-            let handle = loops.spawn(watch(Arc::clone(&cluster), index, report.clone()));
+            let handle = loops.spawn(watch(Arc::clone(&cluster), index, all, report.clone()));
             backends.insert(handle.id(), index);
         }
     }
@@ -84,7 +88,7 @@ where
                 "the probes of backend {backend} of cluster {} broke off: begun again",
                 cluster.name()
             );
-            let handle = loops.spawn(watch(Arc::clone(&cluster), index, report.clone()));
+            let handle = loops.spawn(watch(Arc::clone(&cluster), index, all, report.clone()));
             backends.insert(handle.id(), index);
         }
     }
@@ -92,16 +96,17 @@ where
 }
 
 /// The loop of one backend.
-async fn watch<F>(cluster: Arc<Cluster>, index: usize, report: F)
+async fn watch<F>(cluster: Arc<Cluster>, index: usize, all: usize, report: F)
 where
     F: Fn(&ProbeReport<'_>),
 {
     let Some(rules) = &cluster.config.health else { return };
     let backend = &cluster.backends[index];
-    sleep(first_probe_delay(rules.interval, fastrand::u64(..))).await;
+    sleep(first_probe_delay(rules.interval, all, fastrand::u64(..))).await;
+    let mut delay = second_probe_delay(rules.interval, fastrand::u64(..));
     loop {
         let started = Instant::now();
-        let failure = probe(backend, rules, cluster.config.protocol).await.err();
+        let failure = probe(&cluster, backend, rules).await.err();
         let duration = started.elapsed();
         let (result, detail) = failure.unwrap_or((ProbeResult::Ok, String::new()));
         let verdict = if result == ProbeResult::Ok { Ok(()) } else { Err(detail.as_str()) };
@@ -117,17 +122,22 @@ where
             duration,
             transition,
         });
-        sleep_until(after(started, probe_delay(rules.interval, fastrand::u64(..)))).await;
+        sleep_until(after(started, delay)).await;
+        delay = probe_delay(rules.interval, fastrand::u64(..));
     }
 }
 
 type Failure = (ProbeResult, String);
 
 /// One probe of one backend.
-async fn probe(backend: &Backend, rules: &Health, protocol: Protocol) -> Result<(), Failure> {
+async fn probe(cluster: &Cluster, backend: &Backend, rules: &Health) -> Result<(), Failure> {
     let deadline = after(Instant::now(), rules.timeout);
     let port = rules.port.unwrap_or(backend.port);
-    let stream = connect_port(backend, port, rules.timeout).await.map_err(connect_failure)?;
+    // A port for checks alone is taken to be an ordinary one.
+    let has_header = cluster.config.proxy_protocol && rules.port.is_none();
+    let header: &[u8] = if has_header { &proxy_protocol::LOCAL } else { &[] };
+    let connected = connect_port(backend, port, rules.timeout, header).await;
+    let (stream, protocol) = (connected.map_err(connect_failure)?, cluster.config.protocol);
     let Check::Http(check) = &rules.check else { return Ok(()) };
     let https = backend.tls.is_some();
     let exchange = async {
@@ -300,7 +310,7 @@ mod tests {
         let report = move |report: &ProbeReport<'_>| {
             let _ = seen.send((report.backend, report.result, report.detail.to_owned(), report.transition));
         };
-        let probes = tokio::spawn(run(Arc::clone(&cluster), report));
+        let probes = tokio::spawn(run(Arc::clone(&cluster), 1, report));
         (cluster, reports, probes)
     }
 
@@ -469,7 +479,7 @@ mod tests {
             assert!(calls.fetch_add(1, Ordering::Relaxed) > 0, "the first report panics");
             let _ = seen.send(());
         };
-        let probes = tokio::spawn(run(cluster, report));
+        let probes = tokio::spawn(run(cluster, 1, report));
         reports.recv().await.expect("a report after the panic");
         probes.abort();
     }

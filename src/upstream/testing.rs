@@ -30,8 +30,9 @@ pub(super) fn cluster_config(addresses: &[&str]) -> Cluster {
         response_timeout: Duration::from_secs(5),
         response_idle_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(5),
-        idle_connections: 1,
+        idle_connections: Some(1),
         retries: 1,
+        proxy_protocol: false,
     }
 }
 

@@ -29,7 +29,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
-const HOMES: [(&str, &[&str]); 33] = [
+const HOMES: [(&str, &[&str]); 36] = [
     ("arc_swap", &["firewall/mod.rs", "upstream/cluster.rs"]),
     ("bytes", &["http/"]),
     ("clap", &["cli.rs"]),
@@ -43,8 +43,9 @@ const HOMES: [(&str, &[&str]); 33] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
-    ("ipnet", &["cli.rs", "config/", "firewall/export.rs", "proxy/client.rs"]),
+    ("ipnet", &["cli.rs", "config/", "firewall/export.rs", "proxy/client.rs", "proxy/forwarded.rs"]),
     ("itoa", &["http/", "observe/"]),
+    ("landlock", &["app/sandbox.rs"]),
     ("memchr", &["http/", "observe/", "proxy/", "upstream/"]),
     ("mimalloc", &["main.rs"]),
     ("nix", &["app/"]),
@@ -57,9 +58,11 @@ const HOMES: [(&str, &[&str]); 33] = [
     ),
     ("rustls_native_certs", &["upstream/tls.rs"]),
     ("rustls_pemfile", &["config/pem.rs"]),
+    ("seccompiler", &["app/sandbox/calls.rs"]),
     ("serde", &["admin/", "config/"]),
     ("serde_json", &["admin/", "observe/"]),
     ("socket2", &["app/bind.rs"]),
+    ("subtle", &["admin/mod.rs"]),
     ("tokio", &[]),
     // Towards backends only.
     ("tokio_rustls", &["http/transport.rs", "upstream/tls.rs"]),

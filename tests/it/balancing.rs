@@ -1,8 +1,8 @@
 //! Who gets how many requests: exactly the share of each weight, nobody who is down, everybody when
-//! too few are up.
+//! too few are up; and how many connections stay for them.
 
 use std::sync::{
-    Arc,
+    Arc, Barrier,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -179,4 +179,32 @@ fn lets_idle_connections_go_at_their_age() {
     engine.until("no connection is counted", |metrics| {
         metrics.sum("portcullis_upstream_connections", &[]) == 0
     });
+}
+
+#[test]
+fn keeps_no_more_idle_connections_to_a_backend_than_configured() {
+    for cap in [0, 1, 2] {
+        let both_are_here = Barrier::new(2);
+        let backend = Backend::new(move |conversation| {
+            if conversation.request().is_some() {
+                both_are_here.wait();
+                conversation.send(ok("well"));
+                conversation.answer_all(ok("again").as_bytes());
+            }
+        });
+        let setup = Setup::new(&[backend.address]).cluster(format!("idle_connections = {cap}"));
+        let engine = setup.start();
+        let mut clients = [Client::plain(engine.plain), Client::plain(engine.plain)];
+        for client in &mut clients {
+            client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        }
+        for client in &mut clients {
+            assert_eq!(client.response("GET").text(), "well");
+        }
+        backend.until_closed(2 - cap);
+        if cap > 0 {
+            assert_eq!(clients[0].get("/").text(), "again");
+        }
+        assert_eq!(backend.connections(), 2);
+    }
 }

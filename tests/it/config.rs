@@ -54,6 +54,8 @@ fn folder() -> tempfile::TempDir {
     write("encrypted.key", &site.1.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
     write("broken.crt", &site.0.pem().replace("MII", "!!!"));
     write("empty.crt", "");
+    write("open.token", "0123456789abcdef\n");
+    fs::set_permissions(certs.join("open.token"), fs::Permissions::from_mode(0o640)).unwrap();
     write("world.key", &site.1);
     fs::set_permissions(certs.join("world.key"), fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(certs.join("site.der"), site.0.der()).unwrap();
@@ -105,6 +107,7 @@ const SERVED: &str = r#"
             { chain = "certs/site.crt", key = "certs/site.key" },
             { chain = "certs/other.crt", key = "certs/other.key" },
         ]
+        proxy_protocol.from = ["10.0.0.0/8", "fd00::1"]
         [[routes]]
         cluster = "web"
         [[routes]]
@@ -121,6 +124,7 @@ const SERVED: &str = r#"
         [clusters.web]
         backends = ["10.0.0.11:8080", { address = "10.0.0.12:8080", weight = 3 }]
         health = { path = "/healthz", port = 81, expect_status = "200,300-399" }
+        proxy_protocol = "v2"
         [clusters.api]
         backends = ["api.internal:8443"]
         protocol = "h2"
@@ -130,7 +134,7 @@ const SERVED: &str = r#"
 const SUMMARY: &str = "\
 listeners
   plain  0.0.0.0:80  http, redirects to https
-  0.0.0.0:443  https, TLS 1.2 and 1.3
+  0.0.0.0:443  https, TLS 1.2 and 1.3, PROXY protocol from 10.0.0.0/8, fd00::1/128
     example.com, *.example.com, 127.0.0.1  until 2090-01-01  (DIR/certs/site.crt)
     other.example  until 2090-01-01  (DIR/certs/other.crt)
 routes, the first that matches wins
@@ -142,7 +146,7 @@ clusters
   api  round_robin, h2, TLS verified as api.example.com by DIR/certs/ca.crt
     api.internal:8443  weight 1
     health: off
-  web  round_robin, http1, clear text
+  web  round_robin, http1, clear text, PROXY protocol v2
     10.0.0.11:8080  weight 1
     10.0.0.12:8080  weight 3
     health: GET /healthz expects 200,300-399 on port 81 every 2s within 1s, up after 2, down after 3
@@ -195,12 +199,15 @@ fn reference_shows_the_defaults_that_are_used() {
         "workers",
         "user",
         "group",
+        "token_file",
         "connections",
         "connection_rate",
         "rate_limits",
         "bans",
         "name",
         "trusted_proxies",
+        "forwarded",
+        "proxy_protocol",
         "limits.body_bytes",
         "firewall.default",
         "name",
@@ -212,6 +219,8 @@ fn reference_shows_the_defaults_that_are_used() {
         "firewall.admit_files",
         "firewall.deny_files",
         "firewall.rate_limits",
+        "idle_connections",
+        "proxy_protocol",
         "server_name",
         "host",
         "expect_body",

@@ -5,6 +5,7 @@ use crate::support::{
     client::{Client, fields},
     engine::{Engine, Setup},
     h2::{H2, H2Backend, block_on, one, request},
+    until,
 };
 
 /// What a client that lies would send.
@@ -90,7 +91,7 @@ fn believes_a_trusted_peer() {
         assert_eq!(fields(&seen, "x-forwarded-proto"), ["gopher"], "{seen}");
         assert_eq!(fields(&seen, "x-forwarded-host"), ["evil.example"], "{seen}");
         assert_eq!(fields(&seen, "x-request-id"), ["evil"], "{seen}");
-        assert_eq!(fields(&seen, "forwarded"), ["for=6.6.6.6"], "{seen}");
+        assert_eq!(fields(&seen, "forwarded"), [""; 0], "{seen}");
     }
     let log = engine.stop();
     assert_eq!(log.len(), 3);
@@ -120,6 +121,92 @@ fn trusts_by_listener() {
     assert_untrusted(&seen, "http", "a.example", "1.1 portcullis");
     let seen = over_h1(Client::tls(engine.tls), "a.example", &claims());
     assert_eq!(fields(&seen, "x-request-id"), ["evil"]);
+}
+
+/// The fields that tell of the client, as a backend sees them.
+fn told(seen: &str) -> [String; 4] {
+    ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded"]
+        .map(|name| fields(seen, name).join(" | "))
+}
+
+const CHAIN: &str = "x-forwarded-for: 6.6.6.6, 7.7.7.7\r\nx-forwarded-proto: gopher\r\nx-forwarded-host: b.example\r\n\
+                     forwarded: for=8.8.8.8;by=_b\r\nForwarded: for=\"[2001:db8::9]:80\";proto=http\r\n";
+
+#[test]
+fn sets_the_fields_of_the_policy_and_no_others() {
+    let backend = Backend::echo();
+    let x = ["127.0.0.1", "http", "a.example:81", ""];
+    let rfc = ["", "", "", "for=127.0.0.1;host=\"a.example:81\";proto=http"];
+    let both = ["127.0.0.1", "http", "a.example:81", rfc[3]];
+    let vouched_x = ["6.6.6.6, 7.7.7.7, 127.0.0.1", "gopher", "b.example", ""];
+    let chain = format!("for=8.8.8.8;by=_b, for=\"[2001:db8::9]:80\";proto=http, {}", rfc[3]);
+    let vouched_rfc = ["", "", "", chain.as_str()];
+    let vouched_both = [vouched_x[0], vouched_x[1], vouched_x[2], chain.as_str()];
+    for (policy, own, vouched, client) in [
+        ("x_forwarded", x, vouched_x, "7.7.7.7"),
+        ("rfc7239", rfc, vouched_rfc, "2001:db8::9"),
+        ("both", both, vouched_both, "7.7.7.7"),
+        ("off", [""; 4], [""; 4], "7.7.7.7"),
+    ] {
+        // Over the whole file, and over one listener.
+        for (top, plain) in [(policy, None), ("both", Some(policy))] {
+            let start = |trusted: &str| {
+                let setup = Setup::new(&[backend.address]).top(format!("forwarded = \"{top}\"")).top(trusted);
+                match plain {
+                    Some(policy) => setup.plain(format!("forwarded = \"{policy}\"")).start(),
+                    None => setup.start(),
+                }
+            };
+            let engine = start("");
+            let seen = over_h1(Client::plain(engine.plain), "a.example:81", CHAIN);
+            assert_eq!(told(&seen), own, "{policy}: {seen}");
+            assert_eq!(fields(&seen, "via"), ["1.1 portcullis"]);
+            assert_eq!(fields(&seen, "x-request-id").len(), 1);
+            let engine = start("trusted_proxies = [\"127.0.0.1\"]");
+            let seen = over_h1(Client::plain(engine.plain), "a.example:81", CHAIN);
+            assert_eq!(told(&seen), vouched, "{policy}: {seen}");
+            let seen = over_h1(Client::plain(engine.plain), "a.example:81", "");
+            assert_eq!(told(&seen), own, "{policy}: {seen}");
+            let log = engine.stop();
+            assert_eq!((&log[0]["client_ip"], &log[1]["client_ip"]), (&client.into(), &"127.0.0.1".into()));
+        }
+    }
+}
+
+#[test]
+fn forwarded_says_https_and_quotes_ipv6() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address])
+        .top("forwarded = \"rfc7239\"")
+        .plain("proxy_protocol.from = [\"127.0.0.1\"]")
+        .start();
+    let seen = over_h1(Client::tls(engine.tls), "a.example", "");
+    assert_eq!(told(&seen)[3], "for=127.0.0.1;host=a.example;proto=https");
+    assert_eq!(told(&over_h2(&engine, &CLAIMS))[3], "for=127.0.0.1;host=site.example;proto=https");
+    let mut client = Client::plain(engine.plain);
+    client.send("PROXY TCP6 2001:db8::1 ::1 1 2\r\nGET / HTTP/1.0\r\n\r\n");
+    assert_eq!(told(&client.response("GET").text())[3], "for=\"[2001:db8::1]\";proto=http");
+}
+
+#[test]
+fn a_malformed_chain_is_cut_off_before_ours() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address])
+        .top("forwarded = \"rfc7239\"")
+        .top("trusted_proxies = [\"127.0.0.1\", \"10.0.0.0/8\"]")
+        .start();
+    let ours = "for=127.0.0.1;host=a;proto=http";
+    for (chain, expected, client) in [
+        ("for=6.6.6.6, for=\", for=1.2.3.4", "for=1.2.3.4, ", "1.2.3.4"),
+        ("for=6.6.6.6, oops, for=10.0.0.9", "for=10.0.0.9, ", "10.0.0.9"),
+        ("for=6.6.6.6, for=unknown, for=10.0.0.9", "for=6.6.6.6, for=unknown, for=10.0.0.9, ", "10.0.0.9"),
+        ("for=\"", "", "127.0.0.1"),
+        ("for=2001:db8::1", "", "127.0.0.1"),
+    ] {
+        let seen = over_h1(Client::plain(engine.plain), "a", &format!("forwarded: {chain}\r\n"));
+        assert_eq!(told(&seen)[3], format!("{expected}{ours}"), "{chain}");
+        until("the line", || engine.log().last().is_some_and(|line| line["client_ip"] == client));
+    }
 }
 
 #[test]

@@ -91,6 +91,17 @@ impl Client {
         Client { stream: Stream::Plain(connect(address)), buffer: Vec::new(), end: None }
     }
 
+    /// From another address of the loopback network.
+    #[track_caller]
+    pub fn plain_from(source: [u8; 4], address: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(GUARD)).unwrap();
+        Client { stream: Stream::Plain(stream), buffer: Vec::new(), end: None }
+    }
+
     /// HTTP/1.1 over TLS, as `localhost`.
     #[track_caller]
     pub fn tls(address: SocketAddr) -> Self {
@@ -101,9 +112,25 @@ impl Client {
     /// # Errors
     /// What the handshake failed with.
     pub fn handshake(address: SocketAddr, name: &str, config: Arc<ClientConfig>) -> io::Result<Self> {
+        Client::handshake_behind(b"", address, name, config)
+    }
+
+    /// TLS behind bytes in clear text, which leave with the client hello.
+    ///
+    /// # Errors
+    /// What the handshake failed with.
+    pub fn handshake_behind(
+        header: &[u8],
+        address: SocketAddr,
+        name: &str,
+        config: Arc<ClientConfig>,
+    ) -> io::Result<Self> {
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let mut session = ClientConnection::new(config, name).map_err(io::Error::other)?;
         let mut socket = connect(address);
+        let mut first = header.to_vec();
+        session.write_tls(&mut first)?;
+        socket.write_all(&first)?;
         while session.is_handshaking() {
             session.complete_io(&mut socket)?;
         }

@@ -33,6 +33,7 @@ static SITE: LazyLock<Leaf> = LazyLock::new(|| TRUSTED.issue(&["localhost", "sit
 pub struct Setup {
     workers: usize,
     top: String,
+    token: Option<String>,
     limits: String,
     plain: String,
     tls: String,
@@ -51,6 +52,7 @@ impl Setup {
         Setup {
             workers: 1,
             top: String::new(),
+            token: None,
             limits: "drain_timeout = \"1s\"\n".to_owned(),
             plain: String::new(),
             tls: String::new(),
@@ -72,6 +74,11 @@ impl Setup {
 
     pub fn top(self, line: impl Display) -> Self {
         Setup { top: format!("{}{line}\n", self.top), ..self }
+    }
+
+    /// The admin address asks for a token.
+    pub fn token(self, token: &str) -> Self {
+        Setup { token: Some(token.to_owned()), ..self }.file("token", token)
     }
 
     pub fn limits(self, line: impl Display) -> Self {
@@ -143,11 +150,25 @@ impl Setup {
 
     fn text(&self) -> String {
         let Setup {
-            workers, top, limits, plain, tls, certificates, routes, cluster, health, log, more, ..
+            workers,
+            top,
+            token,
+            limits,
+            plain,
+            tls,
+            certificates,
+            routes,
+            cluster,
+            health,
+            log,
+            more,
+            ..
         } = self;
+        let token = token.as_ref().map_or("", |_| "token_file = \"token\"");
+        // The test itself runs in the thread that would stay in the sandbox.
         format!(
-            "workers = {workers}\n{top}\
-             [admin]\naddress = \"127.0.0.1:0\"\n\
+            "workers = {workers}\nsandbox = \"off\"\n{top}\
+             [admin]\naddress = \"127.0.0.1:0\"\n{token}\n\
              [log]\naccess = \"{log}\"\n\
              [limits]\n{limits}\
              [[listeners]]\nname = \"plain\"\naddress = \"127.0.0.1:0\"\n{plain}\
@@ -175,7 +196,8 @@ impl Setup {
         Engine {
             plain: listeners[0].address,
             tls: listeners[1].address,
-            admin: app.config().admin.as_ref().unwrap().address,
+            admin: app.config().admin.as_ref().and_then(|admin| admin.address.tcp()).unwrap(),
+            token: self.token,
             stopper: app.stopper(),
             drained: Cell::new(false),
             thread: Some(thread::Builder::new().name("engine".to_owned()).spawn(|| app.run()).unwrap()),
@@ -190,6 +212,7 @@ pub struct Engine {
     pub plain: SocketAddr,
     pub tls: SocketAddr,
     pub admin: SocketAddr,
+    token: Option<String>,
     stopper: Stopper,
     /// A test has started the drain: there may be nobody left to ask.
     drained: Cell<bool>,
@@ -208,8 +231,14 @@ impl Engine {
 
     /// Status and body of an admin page.
     pub fn admin(&self, path: &str) -> (u16, String) {
+        let shown = self.token.as_ref().map(|token| format!("authorization: Bearer {token}\r\n"));
+        self.admin_as(path, &shown.unwrap_or_default())
+    }
+
+    /// The same with other fields.
+    pub fn admin_as(&self, path: &str, fields: &str) -> (u16, String) {
         let mut client = Client::plain(self.admin);
-        client.send(format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n"));
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: admin\r\n{fields}connection: close\r\n\r\n"));
         let response = client.response("GET");
         (response.status, String::from_utf8(response.body).unwrap())
     }

@@ -23,7 +23,7 @@ use h2::{
 use http::{HeaderMap, Request, Response};
 use rustls::{ServerConfig, pki_types::ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     runtime::Handle,
     task::{JoinHandle, JoinSet},
@@ -73,8 +73,14 @@ impl H2 {
     }
 
     pub async fn connect_with(address: SocketAddr, settings: &h2::client::Builder) -> H2 {
-        let stream = TcpStream::connect(address).await.unwrap();
+        H2::connect_behind(b"", address, settings).await
+    }
+
+    /// Behind bytes in clear text.
+    pub async fn connect_behind(header: &[u8], address: SocketAddr, settings: &h2::client::Builder) -> H2 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        stream.write_all(header).await.unwrap();
         let config = Arc::new(tls_config(&["h2"], rustls::ALL_VERSIONS));
         let name = ServerName::try_from("site.example").unwrap();
         let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.unwrap();

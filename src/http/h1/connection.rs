@@ -79,6 +79,8 @@ pub struct Connection {
     /// The end of the connection must not look like the end of the message.
     torn: bool,
     given_up: bool,
+    /// Our half of the stream was ended.
+    shut: bool,
     pub(super) reply_to: ReplyTo,
 }
 
@@ -97,6 +99,7 @@ impl Connection {
             scanned: 0,
             torn: false,
             given_up: false,
+            shut: false,
             reply_to: ReplyTo { version: Version::Http11, is_head: false, keep_alive: true },
         }
     }
@@ -136,13 +139,23 @@ impl Connection {
             if self.input.data().len() > limit {
                 return Poll::Ready(Err(HeadError::TooLarge));
             }
-            match ready!(self.input.poll_read(&mut self.transport, cx)) {
+            match ready!(self.poll_input(cx)) {
                 Ok(0) if self.input.is_empty() => return Poll::Ready(Ok(None)),
                 Ok(0) => return Poll::Ready(Err(HeadError::Truncated)),
                 Ok(_) => {}
                 Err(_) => return Poll::Ready(Err(HeadError::Io)),
             }
         }
+    }
+
+    /// Reads once; `Ready(0)` is the end of the stream. An empty input borrows no block just to find
+    /// out that nothing has come.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.input.is_empty() && self.transport.poll_readable(cx).is_pending() {
+            self.input.release_if_empty();
+            return Poll::Pending;
+        }
+        self.input.poll_read(&mut self.transport, cx)
     }
 
     /// Takes a parsed head off the input and expects the body that `decoder` describes.
@@ -172,7 +185,7 @@ impl Connection {
     /// are read ahead, up to a block.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.input.data().len() < crate::http::buffer::SMALL_BLOCK {
-            match ready!(self.input.poll_read(&mut self.transport, cx)) {
+            match ready!(self.poll_input(cx)) {
                 Ok(0) | Err(_) => return Poll::Ready(()),
                 Ok(_) => {}
             }
@@ -186,7 +199,7 @@ impl Connection {
             return Poll::Ready(());
         }
         // An end, an error and bytes that nobody asked for all mean the same here.
-        self.input.poll_read(&mut self.transport, cx).map(|_| ())
+        self.poll_input(cx).map(|_| ())
     }
 
     /// Has the connection reset when it is dropped, where its end would pass for the message's.
@@ -214,15 +227,22 @@ impl Connection {
         if self.torn {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        ready!(self.poll_flush(cx))?;
-        Pin::new(&mut self.transport).poll_shutdown(cx)
+        if !self.shut {
+            while !self.output.is_empty() {
+                let count = ready!(self.transport.poll_write_last(cx, self.output.data()))?;
+                self.output.advance(written(count)?);
+            }
+            ready!(Pin::new(&mut self.transport).poll_shutdown(cx))?;
+            self.shut = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads and throws away; ready when the peer has closed.
     pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             self.input.consume(self.input.data().len());
-            if ready!(self.input.poll_read(&mut self.transport, cx))? == 0 {
+            if ready!(self.poll_input(cx))? == 0 {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -295,7 +315,7 @@ impl Exchange for Connection {
                 }
                 Decoded::NeedMore { skip } => {
                     self.input.consume(skip);
-                    let count = ready!(self.input.poll_read(&mut self.transport, cx));
+                    let count = ready!(self.poll_input(cx));
                     match count {
                         Ok(0) if self.decoder.end_of_input().is_ok() => self.incoming_ended = true,
                         Ok(0) | Err(_) => return Poll::Ready(Err(BodyError::Closed)),
@@ -370,20 +390,26 @@ impl Exchange for Connection {
                 return Poll::Ready(Ok(()));
             }
         }
+        if !self.reply_to.keep_alive && self.incoming_ended {
+            // Nothing follows: an end that goes out with the message saves a packet.
+            return self.poll_shutdown(cx);
+        }
         self.poll_flush(cx)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_empty() {
             let count = ready!(Pin::new(&mut self.transport).poll_write(cx, self.output.data()))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.output.advance(count);
+            self.output.advance(written(count)?);
         }
         self.output.release_if_large();
         Pin::new(&mut self.transport).poll_flush(cx)
     }
+}
+
+/// A stream that takes nothing will not take more later.
+fn written(count: usize) -> io::Result<usize> {
+    if count == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(count) }
 }
 
 fn body_error(error: FramingError) -> BodyError {

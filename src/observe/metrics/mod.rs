@@ -1,20 +1,21 @@
 //! Who counts what, and how does Prometheus get to see it?
 //!
 //! Every thread that counts has a `Shard`, and for each listener, route, cluster and backend a
-//! cell that nobody else writes. `Metrics::scrape` sums the cells of all threads; the `prometheus`
-//! crate makes text of the sums.
+//! cell that nobody else writes. `Metrics::scrape` sums the cells of all threads and makes text of
+//! the sums; the `prometheus` crate adds what it knows of the process.
 
 mod cells;
 mod counter;
 mod histogram;
 mod scrape;
 mod series;
+mod text;
 
 use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -46,6 +47,8 @@ pub struct Metrics {
     list_loads: [AtomicU64; 2],
     certificates: Mutex<Vec<CertificateExpiry>>,
     process: Mutex<ProcessCollector>,
+    /// Of the last scrape.
+    scrape_bytes: AtomicUsize,
 }
 
 /// Keeps what one thread writes out of the cache lines of the others.
@@ -99,6 +102,7 @@ impl Metrics {
             list_loads: Default::default(),
             certificates: Mutex::default(),
             process: Mutex::new(ProcessCollector::for_self()),
+            scrape_bytes: AtomicUsize::new(0),
         })
     }
 
@@ -316,6 +320,19 @@ mod tests {
         assert_eq!(buckets[16], format!("{labels},le=\"30\"}} 4"));
         assert_eq!(buckets[17], format!("{labels},le=\"+Inf\"}} 6"));
         assert_eq!(of("portcullis_request_seconds_count"), [format!("{labels}}} 6")]);
+    }
+
+    #[test]
+    fn a_scrape_of_many_series_has_each_of_them_once_and_in_order() {
+        let metrics = Metrics::new(1);
+        let names: Vec<String> = (0..1_000).map(|n| format!("10.0.{n:03}.1:80")).collect();
+        for name in &names {
+            metrics.shard(0).backend("web", name).set_up(true);
+        }
+        let up = samples(&metrics.scrape(), "portcullis_backend_up");
+        let expected: Vec<String> =
+            names.iter().map(|name| format!("{{cluster=\"web\",backend=\"{name}\"}} 1")).collect();
+        assert_eq!(up, expected);
     }
 
     #[test]

@@ -2,12 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
+use super::text;
+
+/// Series that are copied under one lock.
+const PAGE: usize = 128;
+
 /// For every set of `N` label values one cell a writer, made when the writer first asks for it.
 ///
-/// The lock is held for a look-up, or for as long as it takes to copy the list of cells.
+/// The lock is held for a look-up, or for as long as it takes to copy a page of the list of cells.
 #[derive(Debug)]
 pub(super) struct Series<C, const N: usize> {
     writers: usize,
@@ -15,7 +21,7 @@ pub(super) struct Series<C, const N: usize> {
     map: RwLock<BTreeMap<Labels<N>, Writers<C>>>,
 }
 
-pub(super) type Labels<const N: usize> = [Arc<str>; N];
+type Labels<const N: usize> = [Arc<str>; N];
 type Writers<C> = Arc<[OnceLock<Arc<C>>]>;
 
 impl<C: Default, const N: usize> Series<C, N> {
@@ -41,16 +47,32 @@ impl<C: Default, const N: usize> Series<C, N> {
         writers.iter().flat_map(|cells| cells.iter().filter_map(OnceLock::get)).cloned().collect()
     }
 
-    /// Sums the cells of every series with `add`, in the order of the labels.
-    pub(super) fn totals<T: Default>(&self, add: impl Fn(&mut T, &C)) -> Vec<(Labels<N>, T)> {
-        let list: Vec<_> =
-            self.read(|map| map.iter().map(|(labels, cells)| (labels.clone(), Arc::clone(cells))).collect());
-        let sum = |cells: Writers<C>| {
-            let mut total = T::default();
-            cells.iter().filter_map(OnceLock::get).for_each(|cell| add(&mut total, cell));
-            total
-        };
-        list.into_iter().map(|(labels, cells)| (labels, sum(cells))).collect()
+    /// Sums the cells of every series with `add`, in the order of the labels; `names` are theirs.
+    pub(super) fn totals<T: Default>(
+        &self,
+        names: [&str; N],
+        add: impl Fn(&mut T, &C),
+    ) -> Vec<(text::Labels, T)> {
+        let mut totals = Vec::new();
+        let mut page = self.page(None);
+        while let Some((last, _)) = page.last() {
+            let next = self.page(Some(last));
+            for (labels, cells) in page {
+                let mut total = T::default();
+                cells.iter().filter_map(OnceLock::get).for_each(|cell| add(&mut total, cell));
+                totals.push((text::Labels::new(names, labels.each_ref().map(AsRef::as_ref)), total));
+            }
+            page = next;
+        }
+        totals
+    }
+
+    /// Some of the series behind `last`; the lock is held for microseconds only, however many there
+    /// are, since a worker waits for it with the first request of a route.
+    fn page(&self, last: Option<&Labels<N>>) -> Vec<(Labels<N>, Writers<C>)> {
+        let from = (last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let copy = |(labels, cells): (&Labels<N>, &Writers<C>)| (labels.clone(), Arc::clone(cells));
+        self.read(|map| map.range::<Labels<N>, _>(from).take(PAGE).map(copy).collect())
     }
 
     pub(super) fn retain(&self, keep: impl Fn([&str; N]) -> bool) {

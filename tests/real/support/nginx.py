@@ -27,10 +27,12 @@ http {{
     keepalive_timeout 75s;
     client_max_body_size 0;
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{port} backlog=4096 {listen};
         root files;
+        {settings}
         location = /healthz {{ access_log off; return 200 "well\\n"; }}
         location = /name {{ return 200 "{name}\\n"; }}
+        location = /ends {{ return 200 "$proxy_protocol_addr $proxy_protocol_server_port $remote_addr $scheme"; }}
         location / {{ }}
     }}
 }}
@@ -38,9 +40,12 @@ http {{
 
 
 class Nginx:
-    """A backend that answers `/name` with its name, `/healthz`, and the files put into `files`."""
+    """A backend that answers `/name` with its name, `/healthz`, and the files put into `files`.
 
-    def __init__(self, name: str, directory: Path):
+    `listen` and `settings` are put into its configuration; `/ends` says whom the PROXY protocol named.
+    """
+
+    def __init__(self, name: str, directory: Path, listen: str = "", settings: str = ""):
         self.name = name
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -48,7 +53,8 @@ class Nginx:
         self.files = self.directory / "files"
         self.files.mkdir(parents=True)
         # Started as root, its one process runs as root; the files are then readable all the same.
-        (self.directory / "nginx.conf").write_text(_CONFIG.format(port=self.port, name=name))
+        (self.directory / "nginx.conf").write_text(
+            _CONFIG.format(port=self.port, name=name, listen=listen, settings=settings))
         self.process = None
         self.start()
 

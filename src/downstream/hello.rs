@@ -1,0 +1,105 @@
+//! What is read off a client hello before the TLS library sees it: which cipher the client likes best.
+//!
+//! The library chooses by one order for all clients, and who has no AES in hardware says so by the
+//! order of its list (RFC 8446 §4.1.2). A look at the first bytes that arrived is enough; a hello
+//! whose list is not among them counts as one without a preference.
+
+/// TLS_CHACHA20_POLY1305_SHA256 and the two of TLS 1.2: ECDHE with RSA and with ECDSA.
+const CHACHA20: [u16; 3] = [0x1303, 0xcca8, 0xcca9];
+const HANDSHAKE_RECORD: u8 = 22;
+const CLIENT_HELLO: u8 = 1;
+/// Where the session id begins: after the headers of record and message, version and random.
+const SESSION_ID: usize = 5 + 4 + 2 + 32;
+
+/// Whether the client puts ChaCha20 first: it has no AES in hardware.
+pub fn prefers_chacha20(received: &[u8]) -> bool {
+    first_cipher_suite(received).is_some_and(|suite| CHACHA20.contains(&suite))
+}
+
+fn first_cipher_suite(received: &[u8]) -> Option<u16> {
+    if received.first() != Some(&HANDSHAKE_RECORD) || received.get(5) != Some(&CLIENT_HELLO) {
+        return None;
+    }
+    let (id_length, rest) = received.get(SESSION_ID..)?.split_first()?;
+    let (length, list) = rest.get(usize::from(*id_length)..)?.split_first_chunk()?;
+    let list = &list[..list.len().min(usize::from(u16::from_be_bytes(*length)))];
+    let suites = list.chunks_exact(2).map(|suite| u16::from_be_bytes([suite[0], suite[1]]));
+    suites.into_iter().find(|suite| !is_grease(*suite))
+}
+
+/// Reserved values that clients mix in so that nobody chokes on new ones (RFC 8701 §2).
+fn is_grease(suite: u16) -> bool {
+    let [high, low] = suite.to_be_bytes();
+    high == low && low & 0x0f == 0x0a
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const AES: u16 = 0x1301;
+    const GREASE: u16 = 0x4a4a;
+
+    fn hello(session_id: usize, suites: &[u16]) -> Vec<u8> {
+        let mut bytes = vec![22, 3, 1, 1, 0, 1, 0, 0, 252, 3, 3];
+        bytes.extend([9; 32]);
+        bytes.push(u8::try_from(session_id).unwrap());
+        bytes.extend(vec![0x13; session_id]);
+        bytes.extend(u16::try_from(suites.len() * 2).unwrap().to_be_bytes());
+        bytes.extend(suites.iter().flat_map(|suite| suite.to_be_bytes()));
+        bytes.extend([1, 0]);
+        bytes
+    }
+
+    #[test]
+    fn finds_chacha20_only_at_the_top_of_the_list() {
+        for session_id in [0, 1, 32, 255] {
+            for chacha20 in CHACHA20 {
+                assert!(prefers_chacha20(&hello(session_id, &[chacha20, AES])));
+                assert!(!prefers_chacha20(&hello(session_id, &[AES, chacha20])));
+                assert!(prefers_chacha20(&hello(session_id, &[GREASE, chacha20, AES])));
+                assert!(!prefers_chacha20(&hello(session_id, &[GREASE, AES, chacha20])));
+            }
+            assert!(!prefers_chacha20(&hello(session_id, &[])));
+            assert!(!prefers_chacha20(&hello(session_id, &[GREASE])));
+        }
+    }
+
+    #[test]
+    fn does_not_look_past_the_end_of_the_list() {
+        let mut bytes = hello(0, &[]);
+        bytes.extend([0x13, 0x03]);
+        assert!(!prefers_chacha20(&bytes));
+    }
+
+    #[test]
+    fn has_no_preference_for_less_than_a_list() {
+        let bytes = hello(32, &[0x1303, AES]);
+        let list = SESSION_ID + 1 + 32 + 2;
+        for length in 0..list + 2 {
+            assert!(!prefers_chacha20(&bytes[..length]), "{length} bytes");
+        }
+        assert!(prefers_chacha20(&bytes[..list + 2]));
+    }
+
+    #[test]
+    fn has_no_preference_for_what_is_no_client_hello() {
+        for (at, byte) in [(0, 23), (0, 0), (5, 2), (5, 0)] {
+            let mut bytes = hello(32, &[0x1303]);
+            bytes[at] = byte;
+            assert!(!prefers_chacha20(&bytes));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn takes_any_bytes(mut bytes in vec(any::<u8>(), 0..400), begins_well: bool) {
+            if begins_well && bytes.len() > 5 {
+                (bytes[0], bytes[5]) = (22, 1);
+            }
+            prefers_chacha20(&bytes);
+        }
+    }
+}
