@@ -57,11 +57,6 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
     })
     .await;
     // WHY: fails only on a socket that is already dead, and the next read says so.
-<<<<<<< HEAD
-    let _ = arrival.stream.set_nodelay(true);
-    let mut client =
-        Client { listener: arrival.listener, peer: arrival.peer, tls: None, cut_for: Cell::new(None) };
-=======
     let _ = stream.set_nodelay(true);
     let mut client = Client::new(listener, peer);
     if announces {
@@ -84,7 +79,6 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
     {
         client.name(Ends::new(peer, reached));
     }
->>>>>>> main
     let Some(acceptor) = acceptor else {
         return h1::serve(&worker, &client, Transport::Tcp(stream)).await;
     };

@@ -20,9 +20,9 @@ pub const LARGE_BLOCK: usize = 128 * 1024;
 pub const SEALED_BLOCK: usize = 4 * (16 * 1024 + 128);
 /// Idle blocks kept for each size and worker.
 const KEPT_BLOCKS: usize = 64;
-/// Large blocks in use on a worker, and as many for sealed records: 12 MiB in all. Whoever comes then
+/// Large blocks in use on a worker, and as many for sealed records: 6 MiB in all. Whoever comes then
 /// does with small ones, so that peers that take nothing can't hold more.
-const LARGE_BLOCKS: usize = 64;
+const LARGE_BLOCKS: usize = 32;
 
 #[derive(Default)]
 struct FreeList {

@@ -414,7 +414,7 @@ impl Client {
             peer_text: SocketAddr::new(ip, peer.port()).to_string().into(),
             ends: None,
             tls: None,
-            abusive: Cell::new(false),
+            cut_for: Cell::new(None),
         }
     }
 

@@ -45,13 +45,13 @@ def silent_bodies(target, count):
 
 def readers(target, count):
     """Asks for eight MiB and reads nothing of it."""
-    connections = _open(target, count, _head("/big"), receive_buffer=4096)
+    connections = _open(target, count, _head("/big"), receive_buffer=32768)
     return _read_nothing(connections)
 
 
 def tls_readers(target, count):
     """The same over TLS."""
-    connections = [connect(target.https, tls("http/1.1"), receive_buffer=4096) for _ in range(count)]
+    connections = [connect(target.https, tls("http/1.1"), receive_buffer=32768) for _ in range(count)]
     for connection in connections:
         connection.pending = _head("/big")
     return _read_nothing(connections)
@@ -65,7 +65,7 @@ def _read_nothing(connections):
 
 def dripping_readers(target, count):
     """Asks for eight MiB and reads a little of it again and again, so that something always moves."""
-    connections = _open(target, count, _head("/big"), receive_buffer=4096)
+    connections = _open(target, count, _head("/big"), receive_buffer=32768)
     drive(connections, speak=lambda _: b"", within=10, every=0.5, read=30, spread=SPREAD)
     close(connections)
     return connections
