@@ -144,11 +144,11 @@ def test_a_role_that_lacks_addresses_says_which_option_gives_them(directory):
 
 
 def test_a_rate_is_exact_over_all_workers(portcullis, nginxes):
-    seconds, rate = 6, 1000
+    seconds, rate, burst = 6, 1000, 100
     front = portcullis(cluster("web", [b.address for b in nginxes]), top=textwrap.dedent(f"""
         workers = 2
         [firewall]
-        rate_limits = [{{ key = "client_ip", rate = "{rate}/s", burst = 1 }}]
+        rate_limits = [{{ key = "client_ip", rate = "{rate}/s", burst = {burst} }}]
     """))
     began = time.monotonic()
     load = wrk(f"{front.http_url}/name", seconds=seconds, clients=16)
@@ -156,8 +156,9 @@ def test_a_rate_is_exact_over_all_workers(portcullis, nginxes):
     admitted = front.metrics().total("requests_total", code="200")
     limited = front.metrics().total("rejections_total", reason="rate_limited")
     assert limited > admitted, f"too little load to tell: {load}"
-    # The load runs for at least `seconds` and no longer than the program that makes it.
-    assert 0.95 * rate * seconds <= admitted <= 1.05 * rate * took, (admitted, took)
+    # The load runs for at least `seconds` and no longer than the program that makes it; the burst bears
+    # moments in which a busy machine lets no client run.
+    assert 0.95 * rate * seconds <= admitted <= 1.05 * rate * took + burst, (admitted, took)
 
 
 def test_half_a_million_networks_load_quickly_and_small(portcullis, directory, echo):
