@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    buffer::{ReadBuffer, SEALED_BLOCK, SMALL_BLOCK, may_seal_at_large},
+    buffer::{ReadBuffer, SEALED_BLOCK},
     record_size::{FULL_BYTES, RecordSizes},
 };
 
@@ -34,8 +34,6 @@ const MESSAGE_ROOM: usize = 512;
 const OVERHEAD: usize = 128;
 /// What is sealed at once: as many full records as a block takes.
 const SEALED_BYTES: usize = SEALED_BLOCK / (FULL_BYTES + OVERHEAD) * FULL_BYTES;
-/// The same for a small block, however the records are cut.
-const SMALL_BYTES: usize = SMALL_BLOCK - 16 * OVERHEAD;
 /// The most ciphertext that may wait for its rest: a handshake message of 64 KiB in its records.
 const UNFINISHED_BYTES: usize = 96 * 1024;
 
@@ -258,8 +256,7 @@ impl TlsStream {
         if self.held == Held::Nothing || self.outgoing.data().len() + bytes.len() > FULL_BYTES {
             ready!(self.poll_send(cx))?;
         }
-        let most = if self.outgoing.is_empty() && !may_seal_at_large() { SMALL_BYTES } else { SEALED_BYTES };
-        let bytes = &bytes[..bytes.len().min(most)];
+        let bytes = &bytes[..bytes.len().min(SEALED_BYTES)];
         self.carry_out(cx, &Intent::Seal(bytes))?;
         Poll::Ready(Ok(bytes.len()))
     }

@@ -9,11 +9,8 @@ use crate::support::{
     client::{Client, End},
     engine::{Engine, Setup},
     h2::{H2, block_on, read, request},
-    raw_h2::{DATA, RST_STREAM, RawH2, WINDOW_UPDATE},
+    raw_h2::RawH2,
 };
-
-const GET: [(&str, &str); 4] =
-    [(":method", "GET"), (":scheme", "https"), (":authority", "site.example"), (":path", "/")];
 
 /// How late an end may come, on a busy machine.
 const LATE: Duration = Duration::from_secs(3);
@@ -188,72 +185,6 @@ fn write_timeout_of_an_h2_stream() {
         assert!(body.len() < FLOOD && error.is_some(), "{} {error:?}", body.len());
     });
     assert_eq!(last_reason(engine), "write_timeout");
-}
-
-#[test]
-fn write_timeout_of_an_h2_connection_of_which_nothing_is_read() {
-    const STREAMS: u32 = 100;
-    let backend = flooding();
-    let engine = engine(&backend, "write_timeout = \"250ms\"");
-    // Windows without an end: only TCP holds anything back.
-    let mut client = RawH2::connect_with(engine.tls, &[(4, 0x7fff_ffff)]);
-    client.send(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes());
-    takes(SHORT, || {
-        for stream in 0..STREAMS {
-            client.headers(2 * stream + 1, true, &GET);
-        }
-        engine.until("the connection is over", |metrics| {
-            metrics.sum("portcullis_downstream_connections", &[]) == 0
-        });
-    });
-    // What was on its way is not kept for it either.
-    let reset = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
-    assert!(client.socket().take_error().unwrap().is_some_and(reset));
-    engine.settled();
-    assert!(engine.stop().iter().all(|line| line["reason"] == "write_timeout"));
-}
-
-#[test]
-fn write_min_rate() {
-    let backend = flooding();
-    let engine = engine(&backend, "write_timeout = \"300ms\"\nwrite_min_rate = \"1GiB\"");
-    let mut client = Client::plain(engine.plain);
-    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    takes(Duration::from_millis(300), || {
-        // It reads all the time, and far below the rate.
-        while engine.metrics().requests() == 0 {
-            client.take(64 << 10);
-        }
-    });
-    assert_eq!(last_reason(engine), "write_timeout");
-}
-
-#[test]
-fn write_min_rate_of_an_h2_stream() {
-    let backend = flooding();
-    for (rate, cut) in [("1GiB", true), ("0", false)] {
-        let limits = format!("write_timeout = \"300ms\"\nwrite_min_rate = \"{rate}\"");
-        let engine = engine(&backend, &limits);
-        let mut client = RawH2::connect_with(engine.tls, &[(4, 0)]);
-        client.headers(1, true, &GET);
-        let start = Instant::now();
-        let mut bytes = 0;
-        // A byte of window for each byte that has come: never idle, never done.
-        while start.elapsed() < 2 * Duration::from_millis(300) {
-            client.send(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes());
-            let frame = client.frame().unwrap();
-            match frame.kind {
-                DATA => bytes += frame.payload.len(),
-                RST_STREAM => break,
-                _ => {}
-            }
-        }
-        assert!(bytes > 5);
-        assert_eq!(engine.metrics().requests(), u64::from(cut), "{rate}");
-        drop(client);
-        let reason = if cut { "write_timeout" } else { "client_closed" };
-        assert_eq!(last_reason(engine), reason, "{rate}");
-    }
 }
 
 #[test]

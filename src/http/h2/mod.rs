@@ -3,8 +3,7 @@
 //! Streams are polled in their connection's own task; heads are translated to the types that
 //! HTTP/1 uses.
 
-pub mod budget;
-mod convert;
+pub mod convert;
 mod cork;
 pub mod downstream;
 mod linger;
