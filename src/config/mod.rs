@@ -314,6 +314,8 @@ pub struct Limits {
     pub body_min_rate: u64,
     pub body_rate_grace: Duration,
     pub write_timeout: Duration,
+    /// Bytes a second that a client must take of what waits for it; 0 turns it off.
+    pub write_min_rate: u64,
     pub tunnel_idle_timeout: Duration,
     /// `None`: derived from the file limit at start.
     pub connections: Option<usize>,

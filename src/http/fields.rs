@@ -121,6 +121,15 @@ impl Fields {
         self.entries.retain(|entry| keep(entry.id, entry.name(block)));
     }
 
+    /// Copies the fields for which `keep` is true into memory of their own size.
+    pub fn keep_only(&mut self, keep: impl Fn(FieldId) -> bool) {
+        let mut kept = Fields::default();
+        for (_, name, value) in self.iter().filter(|(id, ..)| keep(*id)) {
+            kept.push(name, value);
+        }
+        *self = kept;
+    }
+
     pub fn len(&self) -> usize {
         self.entries.len()
     }

@@ -120,11 +120,11 @@ impl<'c> Flight<'c> {
 
     /// Why a request was dropped on its way.
     fn cause_of_drop(&self) -> Reason {
-        match () {
-            () if std::thread::panicking() => Reason::Internal,
-            () if self.client.abusive.get() => Reason::H2Abuse,
-            () if self.worker.is_cutting() => Reason::Draining,
-            () => Reason::ClientClosed,
+        match self.client.cut_for.get() {
+            _ if std::thread::panicking() => Reason::Internal,
+            Some(reason) => reason,
+            None if self.worker.is_cutting() => Reason::Draining,
+            None => Reason::ClientClosed,
         }
     }
 
