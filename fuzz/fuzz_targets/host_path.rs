@@ -77,8 +77,8 @@ fn over_h2(method: &Method, authority: &[u8], path: &[u8]) -> Option<Address> {
     parts.scheme = Some(uri::Scheme::HTTPS);
     parts.authority = Some(authority.try_into().ok()?);
     parts.path_and_query = Some(path.try_into().ok()?);
-    // It would come as an empty path, which the h2 crate refuses.
-    (!path.is_empty()).then_some(())?;
+    // The h2 crate refuses an empty path, and the http crate cuts off a fragment before anybody sees it.
+    (!path.is_empty() && !path.contains(&b'#')).then_some(())?;
     let request = Request::builder().method(method).uri(Uri::from_parts(parts).ok()?).body(()).ok()?;
     let mut head = RequestHead::default();
     Some(convert::read_request(&request, true, &LIMITS, &mut head).ok().map(|()| address_of(head)))
