@@ -70,6 +70,9 @@ impl<'c> Flight<'c> {
         } else {
             Cow::Owned(client_ip.to_string())
         };
+        if !trusted {
+            head.fields.retain(|_, name| !listener.identity_fields.holds(name));
+        }
         view.listeners[client.listener].cells.request_started();
         Flight {
             worker,
