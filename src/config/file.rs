@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Policy, Protocol,
-    ProxyProtocol, Sandbox, TlsVersion,
+    AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Overload, Policy,
+    Protocol, ProxyProtocol, Sandbox, TlsVersion,
     addresses::{backend_address, host, host_match, network, path_prefix, socket_address},
     admin::{self, WrittenAdmin},
     diagnostics::{Problem, Span, quote},
@@ -32,6 +32,7 @@ pub(super) struct File {
     pub(super) forwarded: ForwardedPolicy,
     pub(super) identity_fields: IdentityFields,
     pub(super) drain_timeout: Duration,
+    pub(super) overload: Overload,
     pub(super) admin: Option<WrittenAdmin>,
     pub(super) sandbox: Sandbox,
     pub(super) log: WrittenLog,
@@ -119,10 +120,7 @@ pub(super) struct WrittenClusterTls {
 /// Reads the whole file; problems go to the reader of `top`.
 pub(super) fn read(mut top: Table<'_>) -> File {
     let sandboxes = [("auto", Sandbox::Auto), ("off", Sandbox::Off)];
-    let mut limits_table = top.table("limits");
-    let limits = limits::read(&mut limits_table, &Limits::default());
-    let drain_timeout = At::or(limits_table.optional("drain_timeout", duration), Duration::from_secs(30));
-    limits_table.finish();
+    let (limits, of_the_process) = limits::read_for_file(top.table("limits"));
     let (firewall, firewall_tables) = firewall::read(top.table("firewall"));
     let file = File {
         workers: top.optional("workers", number(1..=1024)).map(|at| at.value),
@@ -131,7 +129,8 @@ pub(super) fn read(mut top: Table<'_>) -> File {
         trusted_proxies: networks(&mut top).unwrap_or_default(),
         forwarded: forwarded(&mut top).unwrap_or(ForwardedPolicy::XForwarded),
         identity_fields: identity::read(&mut top).unwrap_or_default(),
-        drain_timeout,
+        drain_timeout: of_the_process.drain_timeout,
+        overload: of_the_process.overload,
         admin: admin::read(top.table("admin")),
         sandbox: At::or(top.optional("sandbox", choice(&sandboxes)), Sandbox::Auto),
         log: log(top.table("log")),

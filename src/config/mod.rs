@@ -90,6 +90,7 @@ pub struct Config {
     /// In alphabetical order of their names.
     pub clusters: Vec<Cluster>,
     pub drain_timeout: Duration,
+    pub overload: Overload,
     pub firewall: FirewallTables,
     pub sandbox: Sandbox,
     /// Where relative paths start: that of the file; may be empty.
@@ -298,6 +299,23 @@ pub struct Certificate {
     pub not_after: i64,
 }
 
+/// From where on new work is turned away, of the whole process.
+#[derive(Debug, Clone, Copy)]
+pub struct Overload {
+    /// Requests at the same time that have, or wait for, a backend.
+    pub requests: Cap,
+    /// How late a worker may be before it sheds requests; `None`: it never does.
+    pub delay: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cap {
+    /// From the limit on open files.
+    Derived,
+    Off,
+    At(usize),
+}
+
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub request_head_bytes: usize,
@@ -308,6 +326,8 @@ pub struct Limits {
     pub chunk_extension_bytes: usize,
     /// `None`: unlimited.
     pub body_bytes: Option<u64>,
+    /// A body up to this size is waited for before a backend is chosen; 0 turns it off.
+    pub request_buffer: u64,
     pub handshake_timeout: Duration,
     /// A worker.
     pub concurrent_handshakes: usize,

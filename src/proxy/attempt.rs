@@ -82,8 +82,8 @@ pub async fn attempt<D: Downstream>(
     let cluster = &view.clusters[cluster];
     let target = Target { cluster, backend: &cluster.backends[backend], index: backend };
     target.backend.cells.request_started();
-    // The first attempt begins with the request.
-    let sent = if flight.attempts == 1 { flight.started } else { Instant::now() };
+    // The first attempt begins with the request, unless that had to wait for its body.
+    let sent = if flight.attempts == 1 && !flight.waited { flight.started } else { Instant::now() };
     let mut counted = Counted { cells: target.backend.cells.clone(), status: None, head_after: None, sent };
     match cluster.cluster.config.protocol {
         Protocol::Http1 => over_http1(flight, (down, patience), target, &mut counted).await,
@@ -321,7 +321,7 @@ impl Failed {
     }
 
     /// No backend would do better.
-    fn refused(reason: Reason) -> Self {
+    pub fn refused(reason: Reason) -> Self {
         Failed { reason, retriable: false, answered: false }
     }
 

@@ -17,6 +17,7 @@ mod h2_abuse;
 mod life;
 mod limits;
 mod observe;
+mod overload;
 mod proxy_protocol;
 mod retries;
 mod secrets;

@@ -158,6 +158,21 @@ impl Connection {
         self.input.poll_read(&mut self.transport, cx)
     }
 
+    /// Reads until so many bytes are there, whatever they mean.
+    pub(super) fn poll_available(
+        &mut self,
+        cx: &mut Context<'_>,
+        count: usize,
+    ) -> Poll<Result<(), BodyError>> {
+        while self.input.data().len() < count {
+            match ready!(self.poll_input(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(BodyError::Closed)),
+                Ok(_) => {}
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Takes a parsed head off the input and expects the body that `decoder` describes.
     pub(super) fn begin_incoming(&mut self, head_bytes: usize, decoder: BodyDecoder) {
         self.input.consume(head_bytes);
