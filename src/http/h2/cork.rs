@@ -79,8 +79,11 @@ impl<T: AsyncWrite + Unpin> State<T> {
                 return Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
             }
         }
+        let waiting = self.waiting.bytes_mut();
+        // All at once: growing step by step copies each time, and ends above what is kept for reuse.
+        waiting.reserve_exact(CORKED_BYTES - waiting.len());
         for part in parts {
-            self.waiting.bytes_mut().extend_from_slice(part);
+            waiting.extend_from_slice(part);
         }
         Poll::Ready(Ok(total))
     }
