@@ -110,6 +110,7 @@ fn advance<F: Future<Output = ()>>(
     mut begin: impl FnMut(Accepted) -> F,
     (worker, cx): (&Worker, &mut Context<'_>),
 ) -> Poll<()> {
+    connection.begin_pass();
     loop {
         let mut moved = false;
         while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {

@@ -85,6 +85,12 @@ impl Connection {
         Ok(Connection { inner, cork, head: settings.head, head_deadline, abused: false })
     }
 
+    /// To be called each time that the connection's task is polled, before the next two: what they
+    /// find not to have come is not looked for again until the next time.
+    pub fn begin_pass(&mut self) {
+        self.cork.begin_pass();
+    }
+
     /// The next stream, or `None` when the connection is over, or abused; takes what its streams
     /// have to send and keeps it for `poll_flush`.
     pub fn poll_accept(
@@ -137,6 +143,7 @@ impl Connection {
 
     /// Says why and closes, once the connection is abused.
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cork.end_pass();
         self.inner.poll_closed(cx).map(|_| ())
     }
 
