@@ -127,7 +127,7 @@ fn advance<F: Future<Output = ()>>(
 
 async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
     let Accepted { mut head, mut stream, verdict } = accepted;
-    let mut deadline = Deadline::default();
+    let mut deadline = worker.take_deadline();
     let mut patience = Patience::new(&mut deadline);
     let mut flight = Flight::new(worker, client, &mut head, Instant::now());
     match verdict {
@@ -139,4 +139,5 @@ async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
     }
     drop(flight);
     worker.give_head(head);
+    worker.give_deadline(deadline);
 }

@@ -16,6 +16,7 @@ use crate::{
     error::Reason,
     firewall::{Firewall, Refusal},
     http::{
+        deadline::Deadline,
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
         message::{RequestHead, ResponseHead},
         proxy_protocol::Ends,
@@ -33,6 +34,9 @@ use crate::{
 const KEPT_HEADS: usize = 512;
 const KEPT_HEAD_BYTES: usize = 8 * 1024;
 
+/// Timers kept for reuse. Each keeps what it last woke in memory, so these are fewer.
+const KEPT_DEADLINES: usize = 64;
+
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
 pub struct Worker {
@@ -48,6 +52,7 @@ pub struct Worker {
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
     responses: RefCell<Vec<ResponseHead>>,
+    deadlines: RefCell<Vec<Deadline>>,
     /// The same moment on both clocks.
     clocks: Cell<(Instant, SystemTime)>,
 }
@@ -123,6 +128,7 @@ impl Worker {
             connections: RefCell::default(),
             heads: RefCell::default(),
             responses: RefCell::default(),
+            deadlines: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
@@ -165,6 +171,20 @@ impl Worker {
         if responses.len() < KEPT_HEADS && head.fields.capacity() <= KEPT_HEAD_BYTES {
             head.clear();
             responses.push(head);
+        }
+    }
+
+    /// A deadline that is not set. One from an earlier request has its timer already, which mostly
+    /// need not be touched: it rings once in a while and finds that the deadline was moved.
+    pub fn take_deadline(&self) -> Deadline {
+        self.deadlines.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_deadline(&self, mut deadline: Deadline) {
+        let mut deadlines = self.deadlines.borrow_mut();
+        if deadlines.len() < KEPT_DEADLINES {
+            deadline.clear();
+            deadlines.push(deadline);
         }
     }
 
