@@ -117,7 +117,7 @@ impl Outgoing {
         }
         self.ended = true;
         match trailers {
-            Some(fields) => self.stream.send_trailers(convert::header_map(fields)),
+            Some(fields) => self.stream.send_trailers(convert::write_trailers(fields)),
             None => self.stream.send_data(Bytes::new(), true),
         }
         .map_err(io_error)
