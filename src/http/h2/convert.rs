@@ -72,8 +72,8 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
     if headers.len() > limits.fields {
         return Err(Reason::HeadTooLarge);
     }
-    let crumbs = headers.get_all(COOKIE);
-    let crumbled = crumbs.iter().nth(1).is_some();
+    let any_repeated = headers.len() > headers.keys_len();
+    let crumbled = any_repeated && headers.get_all(COOKIE).iter().nth(1).is_some();
     for (name, value) in headers {
         let size = name.as_str().len() + value.len();
         bytes += size;
@@ -89,7 +89,8 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
     }
     if crumbled {
         // Browsers send each cookie as a field of its own; HTTP/1 knows one (RFC 9113 §8.2.3).
-        let cookie = crumbs.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+        let crumbs = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+        let cookie = crumbs.collect::<Vec<_>>().join(&b"; "[..]);
         if cookie.len() > limits.field_bytes {
             return Err(Reason::HeadTooLarge);
         }

@@ -110,7 +110,7 @@ impl Connection {
                 let mut head = new_head();
                 let ended = request.body().is_end_stream();
                 let verdict = convert::read_request(&request, ended, &self.head, &mut head);
-                let stream = Stream::new(request.into_body(), respond);
+                let stream = Stream::new(request.into_body(), ended, respond);
                 Poll::Ready(Some(Accepted { head, stream, verdict }))
             }
             Some(Err(error)) => {
@@ -172,8 +172,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
-        Stream { incoming: Incoming::new(body, Underscores::Drop), respond, outgoing: None }
+    pub fn new(body: RecvStream, ended: bool, respond: SendResponse<Bytes>) -> Self {
+        Stream { incoming: Incoming::new(body, ended, Underscores::Drop), respond, outgoing: None }
     }
 
     fn outgoing(&mut self) -> io::Result<&mut Outgoing> {

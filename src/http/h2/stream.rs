@@ -29,8 +29,8 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(stream: RecvStream, underscores: Underscores) -> Self {
-        let ended = stream.is_end_stream();
+    /// `ended`: no body follows.
+    pub(super) fn new(stream: RecvStream, ended: bool, underscores: Underscores) -> Self {
         Incoming { stream, current: Bytes::new(), trailers: None, underscores, data_ended: ended, ended }
     }
 
