@@ -9,6 +9,7 @@ mod diagnostics;
 mod file;
 mod firewall;
 mod health;
+mod identity;
 mod limits;
 mod listeners;
 mod networks;
@@ -31,6 +32,7 @@ use std::{
 pub use self::{
     admin::Token,
     diagnostics::{Diagnostics, Problem, Severity, Span},
+    identity::{IdentityFields, is_identity},
     networks::{ListError, Networks, Verdict},
 };
 
@@ -151,6 +153,8 @@ pub struct Listener {
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// Replaces the top-level policy where written.
     pub forwarded: ForwardedPolicy,
+    /// Dropped unless a trusted peer sends them; replaces the top-level list where written.
+    pub identity_fields: IdentityFields,
     /// `None`: connections begin with no header.
     pub proxy_protocol: Option<ProxyProtocol>,
     /// `[firewall]` with what the listener writes itself.
@@ -314,6 +318,8 @@ pub struct Limits {
     pub body_min_rate: u64,
     pub body_rate_grace: Duration,
     pub write_timeout: Duration,
+    /// Bytes a second that a client must take of what waits for it; 0 turns it off.
+    pub write_min_rate: u64,
     pub tunnel_idle_timeout: Duration,
     /// `None`: derived from the file limit at start.
     pub connections: Option<usize>,

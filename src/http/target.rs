@@ -9,8 +9,8 @@
 //!   case. A broken encoding (`%zz`, `%4`) and an encoded control byte are refused in the path; the
 //!   query passes as it was written, since `?q=100%` is what browsers send.
 //! - Dot segments go; above the root there is nothing, so `/../a` is `/a`. A dot segment hidden
-//!   behind `%2F`, `%5C` or a `;` (`/..%2Fadmin`, `/..;/admin`) is refused: backends that decode
-//!   those would walk up where we did not. Empty segments (`//`) stay.
+//!   behind `%2F`, `%5C`, a `;`, or what becomes one (`/..%2Fadmin`, `/..;/admin`, `/..%3B/admin`) is
+//!   refused: backends that decode those would walk up where we did not. Empty segments (`//`) stay.
 //! - A raw `\` in the path is refused, since some backends take it for `/`. So is what no URL may
 //!   hold raw and what HTTP/2 could not carry: `"`, `<`, `>` in the query, `<`, `>`, `` ` `` in the
 //!   path.
@@ -248,13 +248,21 @@ fn push_decoded(segment: &str, target: &mut String) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Whether a backend that decodes `%2F` or `%5C`, or cuts off `;parameters`, would find a `.` or
-/// `..` here.
+/// What ends a segment for a backend that decodes first and takes apart afterwards: `/`, `\`, and
+/// the beginnings of parameters, query and fragment.
+const HIDDEN_ENDS: [&str; 5] = ["%2F", "%5C", "%3B", "%3F", "%23"];
+
+/// Whether a backend that decodes one of those, or cuts off `;parameters`, would find a `.` or `..`
+/// here.
 fn hides_dot_segment(segment: &str) -> bool {
-    segment.split("%2F").flat_map(|part| part.split("%5C")).any(|part| {
-        let name = part.split(';').next().unwrap_or(part);
-        name == "." || name == ".."
-    })
+    let ends = |rest: &str| {
+        rest.is_empty() || rest.starts_with(';') || HIDDEN_ENDS.iter().any(|end| rest.starts_with(end))
+    };
+    let begins_hidden = |part: &str| {
+        let dots = part.strip_prefix("..").or_else(|| part.strip_prefix('.'));
+        dots.is_some_and(ends)
+    };
+    segment.split("%2F").flat_map(|part| part.split("%5C")).any(begins_hidden)
 }
 
 #[cfg(test)]
@@ -299,6 +307,11 @@ mod tests {
             "/.;/a",
             "/a%2F..;/b",
             "/%2e%2e;/a",
+            "/a/..%3B/b",
+            "/a/.%3bx",
+            "/a/..%3Fb",
+            "/a/%2e%2E%23",
+            "/a%2f..%3B",
         ] {
             assert_eq!(canonical(path), Err(Reason::BadRequest), "{path}");
         }

@@ -254,6 +254,7 @@ async fn exchange<D: Downstream, U: Respond>(
         return Err(Failed::refused(Reason::UpstreamBadResponse));
     }
     response.fields.retain(|id, _| id != FieldId::XPortcullisReason);
+    flight.head.forget_fields();
     let result = respond(flight, &mut relay, response).await;
     (flight.bytes_in, flight.bytes_out) = (relay.bytes_in(), relay.bytes_out());
     let complete = relay.upload_complete() && response.status != StatusCode::SWITCHING_PROTOCOLS;
@@ -263,7 +264,11 @@ async fn exchange<D: Downstream, U: Respond>(
         Ok(()) => Ok(Done { complete, ended }),
         Err(reason) => {
             flight.reason = Some(reason);
-            down.abort();
+            if reason == Reason::WriteTimeout {
+                down.give_up();
+            } else {
+                down.abort();
+            }
             Err(Failed { reason, retriable: false, answered: true })
         }
     }

@@ -70,6 +70,9 @@ impl<'c> Flight<'c> {
         } else {
             Cow::Owned(client_ip.to_string())
         };
+        if !trusted {
+            head.fields.retain(|_, name| !listener.identity_fields.holds(name));
+        }
         view.listeners[client.listener].cells.request_started();
         Flight {
             worker,
@@ -120,11 +123,11 @@ impl<'c> Flight<'c> {
 
     /// Why a request was dropped on its way.
     fn cause_of_drop(&self) -> Reason {
-        match () {
-            () if std::thread::panicking() => Reason::Internal,
-            () if self.client.abusive.get() => Reason::H2Abuse,
-            () if self.worker.is_cutting() => Reason::Draining,
-            () => Reason::ClientClosed,
+        match self.client.cut_for.get() {
+            _ if std::thread::panicking() => Reason::Internal,
+            Some(reason) => reason,
+            None if self.worker.is_cutting() => Reason::Draining,
+            None => Reason::ClientClosed,
         }
     }
 

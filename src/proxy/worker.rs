@@ -411,8 +411,8 @@ pub struct Client {
     /// named, or, where a cluster has to be told, the socket's. `None`: the peer is the client.
     pub ends: Option<Box<Ends>>,
     pub tls: Option<TlsFacts>,
-    /// The connection is being ended for abuse: requests that are cut then are on record as such.
-    pub abusive: Cell<bool>,
+    /// Why we end the connection: requests that are cut then are on record as such.
+    pub cut_for: Cell<Option<Reason>>,
 }
 
 #[derive(Debug)]
@@ -434,7 +434,7 @@ impl Client {
             peer_text: SocketAddr::new(ip, peer.port()).to_string().into(),
             ends: None,
             tls: None,
-            abusive: Cell::new(false),
+            cut_for: Cell::new(None),
         }
     }
 

@@ -78,6 +78,7 @@ pub struct Connection {
     scanned: usize,
     /// The end of the connection must not look like the end of the message.
     torn: bool,
+    given_up: bool,
     /// Our half of the stream was ended.
     shut: bool,
     pub(super) reply_to: ReplyTo,
@@ -97,6 +98,7 @@ impl Connection {
             outgoing_ended: true,
             scanned: 0,
             torn: false,
+            given_up: false,
             shut: false,
             reply_to: ReplyTo { version: Version::Http11, is_head: false, keep_alive: true },
         }
@@ -206,6 +208,18 @@ impl Connection {
             // WHY: fails only on a socket that is already dead.
             self.torn = self.transport.tcp().set_zero_linger().is_ok();
         }
+    }
+
+    /// Has the connection reset when it is dropped, with all that it holds for a peer that does not
+    /// read; the kernel would go on trying.
+    pub(super) fn give_up_stream(&mut self) {
+        // WHY: fails only on a socket that is already dead.
+        self.given_up = self.transport.tcp().set_zero_linger().is_ok();
+    }
+
+    /// Whether nothing more is to be sent, not even an end.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up
     }
 
     /// Ends our half of the stream.
@@ -388,6 +402,7 @@ impl Exchange for Connection {
             let count = ready!(Pin::new(&mut self.transport).poll_write(cx, self.output.data()))?;
             self.output.advance(written(count)?);
         }
+        self.output.release_if_large();
         Pin::new(&mut self.transport).poll_flush(cx)
     }
 }

@@ -4,12 +4,13 @@
 
 mod corpus;
 mod downgrade;
+mod evidence;
 mod lane;
 mod mutation;
 mod oracle;
 
 use std::{
-    thread,
+    panic, thread,
     time::{Duration, Instant},
 };
 
@@ -32,7 +33,7 @@ fn in_lanes(run: impl Fn(usize, Lane) -> usize + Sync) {
                 scope.spawn(move || run(index, Lane::new(format!("seed {SEED:#x}, lane {index},"), seed)))
             })
             .collect();
-        lanes.into_iter().map(|lane| lane.join().unwrap()).sum()
+        lanes.into_iter().map(|lane| lane.join().unwrap_or_else(|fault| panic::resume_unwind(fault))).sum()
     });
     let took = start.elapsed();
     assert!(seen > 1000, "{seen} requests reached the backends: the attacks do not even begin");
