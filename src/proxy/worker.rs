@@ -16,6 +16,7 @@ use crate::{
     error::Reason,
     firewall::{Firewall, Refusal},
     http::{
+        deadline::Deadline,
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
         message::{RequestHead, ResponseHead},
         proxy_protocol::Ends,
@@ -36,6 +37,9 @@ use crate::{
 const KEPT_HEADS: usize = 512;
 const KEPT_HEAD_BYTES: usize = 8 * 1024;
 
+/// Timers kept for reuse. Each keeps what it last woke in memory, so these are fewer.
+const KEPT_DEADLINES: usize = 64;
+
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
 pub struct Worker {
@@ -52,6 +56,7 @@ pub struct Worker {
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
     responses: RefCell<Vec<ResponseHead>>,
+    deadlines: RefCell<Vec<Deadline>>,
     /// The same moment on both clocks.
     clocks: Cell<(Instant, SystemTime)>,
 }
@@ -128,6 +133,7 @@ impl Worker {
             connections: RefCell::default(),
             heads: RefCell::default(),
             responses: RefCell::default(),
+            deadlines: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
@@ -188,6 +194,20 @@ impl Worker {
     pub fn notice_delay(&self, delay: Duration) -> Option<Duration> {
         self.shard.worker_delay(delay);
         self.load.notice(delay)
+    }
+
+    /// A deadline that is not set. One from an earlier request has its timer already, which mostly
+    /// need not be touched: it rings once in a while and finds that the deadline was moved.
+    pub fn take_deadline(&self) -> Deadline {
+        self.deadlines.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_deadline(&self, mut deadline: Deadline) {
+        let mut deadlines = self.deadlines.borrow_mut();
+        if deadlines.len() < KEPT_DEADLINES {
+            deadline.clear();
+            deadlines.push(deadline);
+        }
     }
 
     /// Writes one access-log line.

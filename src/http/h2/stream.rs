@@ -33,8 +33,8 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(stream: RecvStream, underscores: Underscores) -> Self {
-        let ended = stream.is_end_stream();
+    /// `ended`: no body follows.
+    pub(super) fn new(stream: RecvStream, ended: bool, underscores: Underscores) -> Self {
         Incoming {
             stream,
             current: Bytes::new(),
@@ -171,7 +171,7 @@ impl Outgoing {
         }
         self.ended = true;
         match trailers {
-            Some(fields) => self.stream.send_trailers(convert::header_map(fields)),
+            Some(fields) => self.stream.send_trailers(convert::write_trailers(fields)),
             None => self.stream.send_data(Bytes::new(), true),
         }
         .map_err(io_error)
