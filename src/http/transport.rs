@@ -42,6 +42,17 @@ impl Transport {
         }
     }
 
+    /// Why the TLS session with a backend has failed, if it has: for after the fact.
+    pub fn session_error(&mut self) -> Option<io::Error> {
+        match self {
+            // The library says it again to whoever asks.
+            Transport::UpstreamTls(stream) => {
+                stream.get_mut().1.process_new_packets().err().map(io::Error::other)
+            }
+            Transport::Tcp(_) | Transport::DownstreamTls(_) => None,
+        }
+    }
+
     /// Takes bytes that nothing but a shutdown follows: with TLS to a client they may wait for it.
     pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {

@@ -222,6 +222,8 @@ fn reference_shows_the_defaults_that_are_used() {
         "idle_connections",
         "proxy_protocol",
         "server_name",
+        "certificate",
+        "crl",
         "host",
         "expect_body",
         "port",
