@@ -9,7 +9,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SerialNumber, date_time_ymd,
 };
-use rustls::{crypto::aws_lc_rs, pki_types::CertificateDer};
+use rustls::crypto::aws_lc_rs;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use super::{
@@ -33,7 +33,6 @@ pub struct Init {
 #[derive(Debug)]
 pub struct Authority {
     folder: Folder,
-    certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
     permitted: Vec<Subtree>,
     /// Seconds since the epoch.
@@ -92,15 +91,10 @@ impl Authority {
         let (_, parsed) =
             X509Certificate::from_der(&certificate).map_err(|error| broken(error.to_string()))?;
         let (permitted, not_after) = (names::permitted(&parsed), parsed.validity().not_after.timestamp());
-        drop(parsed);
         let issuer = Issuer::from_ca_cert_der(&certificate, folder::key(&folder.ca_key())?)
             .map_err(|error| broken(error.to_string()))?;
         let revoked = revocation::load(&folder.balancer(private_ca::REVOKED))?;
-        Ok(Authority { folder, certificate, issuer, permitted, not_after, revoked, _lock: lock })
-    }
-
-    pub fn root(&self) -> &Path {
-        self.folder.root()
+        Ok(Authority { folder, issuer, permitted, not_after, revoked, _lock: lock })
     }
 
     /// When the CA itself ends, in seconds since the epoch.
@@ -154,10 +148,16 @@ impl Authority {
 
     /// Issues anew what is in the last third of its time, or all with `everything`.
     pub fn renew(&self, everything: bool, now: SystemTime) -> Result<Vec<Issued>, PkiError> {
-        let (mut renewed, clock) = (Vec::new(), seconds(now));
+        let (mut renewed, mut in_use) = (Vec::new(), None);
         for (record, state) in self.list(now)? {
-            let in_use = matches!(state, State::Valid | State::Due | State::Expired);
-            if in_use && (everything || record.is_due(clock)) {
+            let is_wanted = match state {
+                State::Revoked | State::Replaced => continue,
+                State::Due | State::Expired => true,
+                State::Valid => everything,
+            };
+            // A name may have expired several times.
+            let is_newest = in_use.replace(record.name().clone()).as_ref() != Some(record.name());
+            if is_wanted && is_newest {
                 let lifetime = record.not_after - record.not_before;
                 let lifetime = Duration::from_secs(u64::try_from(lifetime).unwrap_or(0)).saturating_sub(SKEW);
                 renewed.push(self.issue(&record.names, lifetime, now)?);
@@ -166,22 +166,20 @@ impl Authority {
         Ok(renewed)
     }
 
-    /// Everything that was issued, by name; of each name, the one in use first.
+    /// Everything that was issued, by name; of each name, the newest first.
     pub fn list(&self, now: SystemTime) -> Result<Vec<(Record, State)>, PkiError> {
-        let (now, mut previous) = (seconds(now), None);
+        let (now, mut in_use) = (seconds(now), None);
         let records = record::all(&self.folder.archive())?;
         let states = records.into_iter().map(|record| {
-            let is_first = previous.replace(record.name().clone()).as_ref() != Some(record.name());
-            let state = if self.is_revoked(&record) {
-                State::Revoked
-            } else if !is_first {
-                if record.not_after < now { State::Expired } else { State::Replaced }
-            } else if record.not_after < now {
-                State::Expired
-            } else if record.is_due(now) {
-                State::Due
-            } else {
-                State::Valid
+            if self.is_revoked(&record) {
+                return (record, State::Revoked);
+            }
+            let is_newest = in_use.replace(record.name().clone()).as_ref() != Some(record.name());
+            let state = match (record.not_after < now, is_newest) {
+                (true, _) => State::Expired,
+                (false, false) => State::Replaced,
+                (false, true) if record.is_due(now) => State::Due,
+                (false, true) => State::Valid,
             };
             (record, state)
         });
@@ -208,11 +206,6 @@ impl Authority {
         let list = revocation::sign(&self.revoked, &self.issuer, now)?;
         write(&self.folder.balancer(private_ca::REVOKED), &list, PUBLIC, None)?;
         Ok(fresh)
-    }
-
-    /// The CA's own certificate.
-    pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
     }
 
     fn is_revoked(&self, record: &Record) -> bool {

@@ -36,10 +36,6 @@ impl Folder {
         Folder { root: root.to_owned() }
     }
 
-    pub(super) fn root(&self) -> &Path {
-        &self.root
-    }
-
     pub(super) fn ca(&self) -> PathBuf {
         self.root.join("ca.crt")
     }

@@ -84,7 +84,7 @@ pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
-/// Every certificate of the archive: by name, for each name the one that ends last first.
+/// Every certificate of the archive: by name, for each name the newest first.
 pub(super) fn all(archive: &Path) -> Result<Vec<Record>, PkiError> {
     let failed = |error| failure("reading", archive, error);
     let mut records = Vec::new();
@@ -100,7 +100,7 @@ pub(super) fn all(archive: &Path) -> Result<Vec<Record>, PkiError> {
         records.push(record.ok_or_else(broken)?);
     }
     records.sort_by_cached_key(|record| {
-        (record.name().to_string(), -record.not_after, -record.not_before, record.serial.clone())
+        (record.name().to_string(), -record.not_before, -record.not_after, record.serial.clone())
     });
     Ok(records)
 }

@@ -213,6 +213,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn connections_of_earlier_settings_are_closed_and_not_kept() {
+        let peer = Peer::new().await;
+        let mut pool = Pool::default();
+        let ((idle, _, _end), (busy, _, _other), now) =
+            (peer.lease().await, peer.lease().await, Instant::now());
+        pool.give(idle, now, None);
+        pool.follow(0);
+        assert_eq!(pool.idle(), 1);
+        pool.follow(1);
+        assert_eq!(pool.idle(), 0);
+        pool.give(busy, now, None);
+        assert_eq!(pool.idle(), 0);
+        let (mut fresh, _, _fresh) = peer.lease().await;
+        fresh.generation = 1;
+        pool.give(fresh, now, None);
+        assert_eq!(pool.idle(), 1);
+    }
+
+    #[tokio::test]
     async fn gives_the_connection_used_last_and_marks_it_as_reused() {
         let peer = Peer::new().await;
         let (first, first_address, mut ends) = peer.lease().await;

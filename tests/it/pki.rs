@@ -263,6 +263,19 @@ fn revoking_a_name_revokes_all_that_is_still_good_and_lasts() {
 }
 
 #[test]
+fn a_name_that_was_revoked_can_be_issued_and_renewed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut ca, now) = (ca(folder.path(), &[]), SystemTime::now());
+    ca.issue(&names(&["web1.internal"]), 3 * MONTH, now).unwrap();
+    ca.revoke("web1.internal", now).unwrap();
+    // Shorter than what was revoked: the newest counts, not the one that ends last.
+    ca.issue(&names(&["web1.internal"]), MONTH, now).unwrap();
+    let found: Vec<State> = states(&ca, now).into_iter().map(|(_, state)| state).collect();
+    assert!(found.contains(&State::Revoked) && found.contains(&State::Valid), "{found:?}");
+    assert_eq!(ca.renew(false, now + 25 * DAY).unwrap().len(), 1);
+}
+
+#[test]
 fn no_certificate_outlives_its_ca() {
     let folder = tempfile::tempdir().unwrap();
     let ca = ca(folder.path(), &[]);

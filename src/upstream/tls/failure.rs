@@ -55,6 +55,8 @@ fn library_error(error: &io::Error) -> Option<&rustls::Error> {
 fn reason_of(error: &rustls::Error) -> Reason {
     match error {
         rustls::Error::InvalidCertificate(problem) => certificate_reason(problem),
+        // A list that its authority has not signed says nothing.
+        rustls::Error::InvalidCertRevocationList(_) => Reason::UpstreamTlsRevoked,
         rustls::Error::AlertReceived(alert) if is_about_our_certificate(*alert) => {
             Reason::UpstreamTlsClientCertificate
         }

@@ -385,6 +385,28 @@ mod tests {
     }
 
     #[test]
+    fn the_systems_authorities_are_read_once_for_all_clusters() {
+        // Where there are none, there is nothing to share.
+        let Ok(one) = system_roots() else { return };
+        assert!(Arc::ptr_eq(&one, &system_roots().expect("they were there")));
+    }
+
+    #[tokio::test]
+    async fn settings_that_are_replaced_resume_no_session() {
+        let authority = Authority::new();
+        let address = tls_backend(authority.acceptor("a.test", 2100, &[])).await;
+        let cluster = ClusterConnector::new("web", &authority.tls(), Protocol::Http1).expect("good settings");
+        let connector = cluster.backend("a.test").expect("a name");
+        for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            let stream = try_handshake(&connector, address).await.expect("verified");
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(expected));
+        }
+        connector.replace(&cluster);
+        let stream = try_handshake(&connector, address).await.expect("verified");
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    }
+
+    #[test]
     fn settings_that_can_not_work_are_errors() {
         let tls = Authority::new().tls();
         let cluster = ClusterConnector::new("web", &tls, Protocol::Http1).expect("good settings");
