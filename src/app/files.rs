@@ -76,7 +76,7 @@ mod tests {
         assert!(!files.look() && files.changed().is_empty());
         fs::write(&one, "12").unwrap();
         assert!(files.look() && !files.look());
-        assert_eq!(files.changed(), [one.clone()]);
+        assert_eq!(files.changed(), std::slice::from_ref(&one));
         fs::write(&other, "1").unwrap();
         assert!(files.look());
         assert_eq!(files.changed(), [one.clone(), other]);

@@ -190,19 +190,18 @@ fn record_line(record: &Record, state: State) -> String {
 
 fn revoke(folder: &Path, names: &[String], now: SystemTime) -> Result<String, PkiError> {
     let mut authority = Authority::open(folder)?;
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for name in names {
         let revoked = authority.revoke(name, now)?;
         if revoked.is_empty() {
-            text.push_str(&format!("{name}: nothing that is still good\n"));
+            lines.push(format!("{name}: nothing that is still good"));
         }
-        for record in revoked {
-            text.push_str(&format!("{name}: revoked {}\n", record.serial_text()));
-        }
+        lines.extend(revoked.iter().map(|record| format!("{name}: revoked {}", record.serial_text())));
     }
     let list = folder.join("balancer/ca.crl");
     Ok(format!(
-        "{text}balancers that read {} turn it away within seconds; copy the file to those on other machines\n",
+        "{}\nbalancers that read {} turn it away within seconds; copy the file to those on other machines\n",
+        lines.join("\n"),
         list.display()
     ))
 }

@@ -389,8 +389,7 @@ fn client_authority(
 ) -> Option<ClientCertificate> {
     let named = |path: &Path| At { value: path.to_owned(), span: span.clone() };
     let files = CertificateFiles { chain: named(chain), key: named(key) };
-    let Certificate { chain_file, key_file, chain, key, .. } =
-        pem::client_certificate(&files, Path::new(""), problems)?;
+    let Certificate { chain_file, key_file, chain, key, .. } = pem::client_authority(&files, problems)?;
     let certificate = chain.into_iter().next()?;
     Some(ClientCertificate::Internal(Arc::new(ClientAuthority { chain_file, key_file, certificate, key })))
 }

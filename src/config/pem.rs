@@ -64,11 +64,28 @@ pub(super) fn client_certificate(
     Some(certificate)
 }
 
+/// Reads the authority of the private CA that balancers have; a group of them may share its key.
+pub(super) fn client_authority(files: &CertificateFiles, problems: &mut Vec<Problem>) -> Option<Certificate> {
+    problems.extend(check_access(&files.key.value, &files.key.span, "the private key", 0o026));
+    let (certificate, facts) = unguarded_pair(files, Path::new(""), problems)?;
+    problems.extend(facts.doubts(&certificate.chain_file, &files.chain.span, "backends"));
+    Some(certificate)
+}
+
 fn pair(files: &CertificateFiles, base: &Path, problems: &mut Vec<Problem>) -> Option<(Certificate, Facts)> {
+    problems.extend(check_mode(&base.join(&files.key.value), &files.key.span, "the private key"));
+    unguarded_pair(files, base, problems)
+}
+
+/// Certificate and key, whoever else may read the key.
+fn unguarded_pair(
+    files: &CertificateFiles,
+    base: &Path,
+    problems: &mut Vec<Problem>,
+) -> Option<(Certificate, Facts)> {
     let (chain_file, key_file) = (base.join(&files.chain.value), base.join(&files.key.value));
     let chain = reported(read_chain(&chain_file, &files.chain), problems);
     let key = reported(read_key(&key_file, &files.key), problems);
-    problems.extend(check_mode(&key_file, &files.key.span, "the private key"));
     let chain = chain?;
     let facts = reported(Facts::read(&chain, &chain_file, &files.chain.span), problems)?;
     let key = key?;
@@ -231,8 +248,12 @@ fn quote_path(path: &Path) -> String {
 
 /// Warns of a secret that more than its owner may read or change.
 pub(super) fn check_mode(path: &Path, span: &Span, what: &str) -> Option<Problem> {
+    check_access(path, span, what, 0o066)
+}
+
+fn check_access(path: &Path, span: &Span, what: &str, forbidden: u32) -> Option<Problem> {
     let mode = std::fs::metadata(path).ok()?.permissions().mode();
-    if mode & 0o066 == 0 {
+    if mode & forbidden == 0 {
         return None;
     }
     let message = format!("{what} {} is open to other users", quote_path(path));

@@ -9,7 +9,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SerialNumber, date_time_ymd,
 };
-use rustls::crypto::aws_lc_rs;
+use rustls::{crypto::aws_lc_rs, pki_types::CertificateDer};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use super::{
@@ -29,11 +29,11 @@ pub struct Init {
     pub group: Option<u32>,
 }
 
-/// A CA that is there, with its key, and nobody else at work on it.
+/// A CA that is there, and nobody else at work on it. Its key is read where something is signed.
 #[derive(Debug)]
 pub struct Authority {
     folder: Folder,
-    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
     permitted: Vec<Subtree>,
     /// Seconds since the epoch.
     not_after: i64,
@@ -91,10 +91,15 @@ impl Authority {
         let (_, parsed) =
             X509Certificate::from_der(&certificate).map_err(|error| broken(error.to_string()))?;
         let (permitted, not_after) = (names::permitted(&parsed), parsed.validity().not_after.timestamp());
-        let issuer = Issuer::from_ca_cert_der(&certificate, folder::key(&folder.ca_key())?)
-            .map_err(|error| broken(error.to_string()))?;
         let revoked = revocation::load(&folder.balancer(private_ca::REVOKED))?;
-        Ok(Authority { folder, issuer, permitted, not_after, revoked, _lock: lock })
+        Ok(Authority { folder, certificate, permitted, not_after, revoked, _lock: lock })
+    }
+
+    fn issuer(&self) -> Result<Issuer<'static, KeyPair>, PkiError> {
+        let key = folder::key(&self.folder.ca_key())?;
+        let broken =
+            |error: rcgen::Error| PkiError::Broken { path: self.folder.ca(), detail: error.to_string() };
+        Issuer::from_ca_cert_der(&self.certificate, key).map_err(broken)
     }
 
     /// When the CA itself ends, in seconds since the epoch.
@@ -131,7 +136,7 @@ impl Authority {
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate()?;
-        let certificate = leaf.signed_by(&key, &self.issuer)?;
+        let certificate = leaf.signed_by(&key, &self.issuer()?)?;
         let parsed = X509Certificate::from_der(certificate.der()).ok();
         let record = parsed.and_then(|(_, parsed)| Record::of(&parsed));
         let record = record.ok_or_else(|| PkiError::InvalidName(first.to_string()))?;
@@ -202,8 +207,9 @@ impl Authority {
             .filter(|record| record.not_after >= clock && !self.is_revoked(record))
             .cloned()
             .collect();
+        let issuer = self.issuer()?;
         self.revoked.extend(fresh.iter().map(|record| Revoked { serial: record.serial.clone(), at: clock }));
-        let list = revocation::sign(&self.revoked, &self.issuer, now)?;
+        let list = revocation::sign(&self.revoked, &issuer, now)?;
         write(&self.folder.balancer(private_ca::REVOKED), &list, PUBLIC, None)?;
         Ok(fresh)
     }

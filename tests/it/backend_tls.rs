@@ -4,9 +4,9 @@
 use std::{path::Path, sync::Arc, time::SystemTime};
 
 use portcullis::pki::{Authority as PrivateCa, Init, SubjectName};
-use rcgen::SanType;
+use rcgen::{BasicConstraints, IsCa, SanType};
 use rustls::{
-    ProtocolVersion, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
@@ -147,14 +147,11 @@ fn a_backend_that_refuses_our_certificate_has_its_reason() {
     for version in [&TLS12, &TLS13] {
         let config = demanding(&TRUSTED.issue(&["127.0.0.1"]), &clients, version);
         let backend = Backend::tls(config, answer);
-        // Over TLS 1.2 the alert for no certificate is that for everything (RFC 5246 §7.4.6).
-        let is_old = version.version == ProtocolVersion::TLSv1_2;
-        let none = if is_old { "upstream_tls_handshake" } else { "upstream_tls_client_certificate" };
-        assert_refused(&trusting(&backend).start(), none);
+        assert_refused(&trusting(&backend).start(), "upstream_tls_client_certificate");
         let wrong = showing(trusting(&backend), &Authority::new().issue(&["lb"])).start();
         assert_refused(&wrong, "upstream_tls_client_certificate");
         let probed = trusting(&backend).health(&format!("health.path = \"/\"\n{FAST}")).start();
-        until_down(&probed, &format!("{none}: "));
+        until_down(&probed, "upstream_tls_client_certificate: ");
     }
 }
 
@@ -220,6 +217,11 @@ fn each_fault_of_a_certificate_turns_the_backend_down() {
         (Authority::new().issue(&["127.0.0.1"]), "upstream_tls_unknown_ca"),
         (TRUSTED.issue_until(&["127.0.0.1"], 2020), "upstream_tls_expired"),
         (TRUSTED.issue(&["other.internal"]), "upstream_tls_name_mismatch"),
+        // What `openssl req -x509` makes: its own CA.
+        (
+            TRUSTED.issue_with(2090, |own| own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
+            "upstream_tls_unknown_ca",
+        ),
     ] {
         let backend = Backend::tls(leaf.backend_config(&[]), answer);
         let engine = trusting(&backend).health(FAST).start();

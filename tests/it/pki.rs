@@ -290,10 +290,20 @@ fn what_is_missing_or_broken_is_said() {
     let nothing = Authority::open(&folder.path().join("none")).unwrap_err().to_string();
     assert!(nothing.contains("portcullis pki init --directory"), "{nothing}");
     init(folder.path(), &[]).unwrap();
+    let issue = || {
+        let ca = Authority::open(folder.path()).unwrap();
+        let refused = ca.issue(&names(&["web1.internal"]), MONTH, SystemTime::now()).unwrap_err();
+        // What there is can be listed without the key.
+        assert!(ca.list(SystemTime::now()).unwrap().is_empty());
+        refused.to_string()
+    };
     fs::write(folder.path().join("ca.key"), "x").unwrap();
-    let broken = Authority::open(folder.path()).unwrap_err().to_string();
+    let broken = issue();
     assert!(broken.contains("ca.key can't be used: "), "{broken}");
     fs::remove_file(folder.path().join("ca.key")).unwrap();
-    let missing = Authority::open(folder.path()).unwrap_err().to_string();
+    let missing = issue();
     assert!(missing.starts_with("reading ") && missing.contains("ca.key failed: "), "{missing}");
+    fs::remove_file(folder.path().join("balancer/ca.crl")).unwrap();
+    let missing = Authority::open(folder.path()).unwrap_err().to_string();
+    assert!(missing.starts_with("reading ") && missing.contains("ca.crl failed: "), "{missing}");
 }

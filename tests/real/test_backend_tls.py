@@ -141,14 +141,14 @@ class TestTheGuide:
         servers[1].stop()
         servers[1].start()
         front.wait_for_health(web=3)
-        assert names(front, 9) == set(SERVERS.values())
+        assert names(front, 12) == set(SERVERS.values())
 
     def test_the_balancer_lives_without_the_key_of_the_ca(self, front, walk):
         (walk.etc / "pki/ca.key").unlink()
         front.stop()
         front.start()
         front.wait_for_health(web=3)
-        assert names(front, 3) == set(SERVERS.values())
+        assert names(front, 12) == set(SERVERS.values())
 
 
 def down(front, reason: str):

@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
-    RevokedCertParams, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
+    KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls::{
     RootCertStore, ServerConfig,
@@ -42,6 +42,9 @@ impl Authority {
     pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        // Two of one name would be taken for each other.
+        let number = SERIAL.fetch_add(1, Ordering::Relaxed);
+        ca.distinguished_name.push(DnType::CommonName, format!("tests' CA {number:x}"));
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let signed = ca.self_signed(&key).unwrap();
         Authority { pem: signed.pem(), der: signed.der().clone(), issuer: Issuer::new(ca, key) }

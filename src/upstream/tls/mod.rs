@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 pub use self::failure::{HandshakeError, refusal};
-use self::verify::{Pinned, Unverified};
+use self::verify::{Unverified, Verifier};
 use crate::{
     config::{ClientCertificate, ClusterTls, Protocol, TlsVersion, TrustedCa},
     error::Reason,
@@ -79,21 +79,20 @@ impl ClusterConnector {
             );
         }
         let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(versions(tls.minimum_version))
-            .map_err(library)?
+            .with_protocol_versions(versions(tls.minimum_version))?
             .dangerous()
             .with_custom_certificate_verifier(verifier(tls, provider)?);
         let mut renew_at = None;
         let mut config = match &tls.certificate {
             None => builder.with_no_client_auth(),
             Some(ClientCertificate::Files(own)) => {
-                builder.with_client_auth_cert(own.chain.clone(), own.key.clone_key()).map_err(library)?
+                builder.with_client_auth_cert(own.chain.clone(), own.key.clone_key())?
             }
             Some(ClientCertificate::Internal(authority)) => {
                 let own = pki::identity(authority, SystemTime::now())
                     .map_err(|error| SetupError::Identity(error.to_string()))?;
                 renew_at = Some(own.renew_at);
-                builder.with_client_auth_cert(own.chain, own.key).map_err(library)?
+                builder.with_client_auth_cert(own.chain, own.key)?
             }
         };
         config.alpn_protocols = vec![match protocol {
@@ -209,7 +208,7 @@ fn verifier(
         builder = builder.with_crls(crl.lists.iter().cloned()).only_check_end_entity_revocation();
     }
     let inner = builder.build().map_err(|error| SetupError::Library(error.to_string()))?;
-    if tls.names.is_empty() { Ok(inner) } else { Ok(Arc::new(Pinned { inner, names: tls.names.clone() })) }
+    Ok(Arc::new(Verifier { inner, names: tls.names.clone() }))
 }
 
 /// The system's authorities, read once for all clusters that are there at the same time: it takes
@@ -232,8 +231,10 @@ fn system_roots() -> Result<Arc<RootCertStore>, SetupError> {
     Ok(roots)
 }
 
-fn library(error: rustls::Error) -> SetupError {
-    SetupError::Library(error.to_string())
+impl From<rustls::Error> for SetupError {
+    fn from(error: rustls::Error) -> Self {
+        SetupError::Library(error.to_string())
+    }
 }
 
 impl fmt::Display for SetupError {

@@ -17,14 +17,15 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 
 use crate::config::PinnedName;
 
-/// Asks for one of a list of names instead of the one that was asked for.
+/// The library's verifier, with a list of names where there is one.
 #[derive(Debug)]
-pub(super) struct Pinned {
+pub(super) struct Verifier {
     pub(super) inner: Arc<WebPkiServerVerifier>,
+    /// The certificate must have one of them, instead of the name that was asked for; empty: that name.
     pub(super) names: Vec<PinnedName>,
 }
 
-impl Pinned {
+impl Verifier {
     /// Whether the certificate has one of the names.
     fn holds(&self, certificate: &CertificateDer<'_>) -> Result<bool, Error> {
         let parsed = ParsedCertificate::try_from(certificate)?;
@@ -36,13 +37,17 @@ impl Pinned {
     }
 }
 
+fn is_authority(certificate: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| parsed.is_ca())
+}
+
 fn has_uri(certificate: &CertificateDer<'_>, wanted: &str) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
     let Ok(Some(names)) = parsed.subject_alternative_name() else { return false };
     names.value.general_names.iter().any(|name| matches!(name, GeneralName::URI(uri) if *uri == wanted))
 }
 
-impl ServerCertVerifier for Pinned {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -51,18 +56,26 @@ impl ServerCertVerifier for Pinned {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        // The library looks at the name last, when all else is well: signatures, dates, revocation.
-        match self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        let verdict =
+            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match verdict {
+            // The library looks at the name last, when all else is well: signatures, dates, revocation.
             Ok(_)
             | Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => {}
-            Err(error) => return Err(error),
-        }
-        if self.holds(end_entity)? {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(CertificateError::NotValidForName.into())
+            )) if !self.names.is_empty() => {
+                if self.holds(end_entity)? {
+                    Ok(ServerCertVerified::assertion())
+                } else {
+                    Err(CertificateError::NotValidForName.into())
+                }
+            }
+            // A self-signed certificate is most often its own CA, which the library refuses before it
+            // asks who signed it.
+            Err(Error::InvalidCertificate(CertificateError::Other(_))) if is_authority(end_entity) => {
+                Err(CertificateError::UnknownIssuer.into())
+            }
+            verdict => verdict,
         }
     }
 
