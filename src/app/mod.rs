@@ -87,6 +87,7 @@ impl App {
         announce(&config, &clusters, &metrics, &metrics.shard(config.workers));
         let phase = watch::Sender::new(Phase::Serve);
         let admissions = worker::admissions(&config, nofile);
+        let places = worker::places(&config, nofile);
         let workers = sockets
             .into_iter()
             .enumerate()
@@ -107,6 +108,7 @@ impl App {
                     .collect(),
                 shard: metrics.shard(index),
                 log: log.writer(),
+                places: places.clone(),
                 phase: phase.subscribe(),
             })
             .collect();

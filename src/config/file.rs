@@ -9,14 +9,15 @@ use ipnet::IpNet;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Policy, Protocol,
-    ProxyProtocol, Sandbox, TlsVersion,
+    AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Overload, Policy,
+    Protocol, ProxyProtocol, Sandbox, TlsVersion,
     addresses::{backend_address, host_match, network, path_prefix, socket_address},
     admin::{self, WrittenAdmin},
     cluster_tls::{self, WrittenClusterTls},
     diagnostics::{Problem, Span, quote},
     firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
+    identity::{self, IdentityFields},
     limits,
     reader::{At, Table},
     suggest::nearest,
@@ -30,7 +31,9 @@ pub(super) struct File {
     pub(super) group: Option<String>,
     pub(super) trusted_proxies: Vec<IpNet>,
     pub(super) forwarded: ForwardedPolicy,
+    pub(super) identity_fields: IdentityFields,
     pub(super) drain_timeout: Duration,
+    pub(super) overload: Overload,
     pub(super) admin: Option<WrittenAdmin>,
     pub(super) sandbox: Sandbox,
     /// The folder of the private CA.
@@ -60,6 +63,7 @@ pub(super) struct WrittenListener {
     pub(super) limits: Limits,
     pub(super) trusted_proxies: Option<Vec<IpNet>>,
     pub(super) forwarded: Option<ForwardedPolicy>,
+    pub(super) identity_fields: Option<IdentityFields>,
     pub(super) proxy_protocol: Option<ProxyProtocol>,
     pub(super) firewall: WrittenFirewall,
 }
@@ -112,10 +116,7 @@ pub(super) struct WrittenCluster {
 /// Reads the whole file; problems go to the reader of `top`.
 pub(super) fn read(mut top: Table<'_>) -> File {
     let sandboxes = [("auto", Sandbox::Auto), ("off", Sandbox::Off)];
-    let mut limits_table = top.table("limits");
-    let limits = limits::read(&mut limits_table, &Limits::default());
-    let drain_timeout = At::or(limits_table.optional("drain_timeout", duration), Duration::from_secs(30));
-    limits_table.finish();
+    let (limits, of_the_process) = limits::read_for_file(top.table("limits"));
     let (firewall, firewall_tables) = firewall::read(top.table("firewall"));
     let file = File {
         workers: top.optional("workers", number(1..=1024)).map(|at| at.value),
@@ -123,7 +124,9 @@ pub(super) fn read(mut top: Table<'_>) -> File {
         group: top.optional("group", text).map(|at| at.value),
         trusted_proxies: networks(&mut top).unwrap_or_default(),
         forwarded: forwarded(&mut top).unwrap_or(ForwardedPolicy::XForwarded),
-        drain_timeout,
+        identity_fields: identity::read(&mut top).unwrap_or_default(),
+        drain_timeout: of_the_process.drain_timeout,
+        overload: of_the_process.overload,
         admin: admin::read(top.table("admin")),
         sandbox: At::or(top.optional("sandbox", choice(&sandboxes)), Sandbox::Auto),
         pki: pki(top.table("pki")),
@@ -221,6 +224,7 @@ fn listener(mut table: Table<'_>, base: &Limits) -> WrittenListener {
         limits: limits::read_for_listener(table.table("limits"), base),
         trusted_proxies: networks(&mut table),
         forwarded: forwarded(&mut table),
+        identity_fields: identity::read(&mut table),
         proxy_protocol: proxy_protocol(table.table("proxy_protocol")),
         firewall: firewall::read_for_listener(table.table("firewall")),
     };

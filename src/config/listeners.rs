@@ -122,6 +122,7 @@ pub(super) fn resolve(
         limits: written.limits,
         trusted_proxies: written.trusted_proxies.unwrap_or_else(|| file.trusted_proxies.clone()),
         forwarded: written.forwarded.unwrap_or(file.forwarded),
+        identity_fields: written.identity_fields.unwrap_or_else(|| file.identity_fields.clone()),
         proxy_protocol: written.proxy_protocol,
         firewall: firewall?,
     })

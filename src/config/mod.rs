@@ -10,6 +10,7 @@ mod diagnostics;
 mod file;
 mod firewall;
 mod health;
+mod identity;
 mod limits;
 mod listeners;
 mod networks;
@@ -35,6 +36,7 @@ pub use self::{
         ClientAuthority, ClientCertificate, ClusterTls, PinnedName, RevocationLists, TrustedCa, private_ca,
     },
     diagnostics::{Diagnostics, Problem, Severity, Span},
+    identity::{IdentityFields, is_identity},
     networks::{ListError, Networks, Verdict},
     pem::date_text,
 };
@@ -93,6 +95,7 @@ pub struct Config {
     /// In alphabetical order of their names.
     pub clusters: Vec<Cluster>,
     pub drain_timeout: Duration,
+    pub overload: Overload,
     pub firewall: FirewallTables,
     pub sandbox: Sandbox,
     /// Where relative paths start: that of the file; may be empty.
@@ -156,6 +159,8 @@ pub struct Listener {
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// Replaces the top-level policy where written.
     pub forwarded: ForwardedPolicy,
+    /// Dropped unless a trusted peer sends them; replaces the top-level list where written.
+    pub identity_fields: IdentityFields,
     /// `None`: connections begin with no header.
     pub proxy_protocol: Option<ProxyProtocol>,
     /// `[firewall]` with what the listener writes itself.
@@ -299,6 +304,23 @@ pub struct Certificate {
     pub not_after: i64,
 }
 
+/// From where on new work is turned away, of the whole process.
+#[derive(Debug, Clone, Copy)]
+pub struct Overload {
+    /// Requests at the same time that have, or wait for, a backend.
+    pub requests: Cap,
+    /// How late a worker may be before it sheds requests; `None`: it never does.
+    pub delay: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cap {
+    /// From the limit on open files.
+    Derived,
+    Off,
+    At(usize),
+}
+
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub request_head_bytes: usize,
@@ -309,6 +331,8 @@ pub struct Limits {
     pub chunk_extension_bytes: usize,
     /// `None`: unlimited.
     pub body_bytes: Option<u64>,
+    /// A body up to this size is waited for before a backend is chosen; 0 turns it off.
+    pub request_buffer: u64,
     pub handshake_timeout: Duration,
     /// A worker.
     pub concurrent_handshakes: usize,
@@ -319,6 +343,8 @@ pub struct Limits {
     pub body_min_rate: u64,
     pub body_rate_grace: Duration,
     pub write_timeout: Duration,
+    /// Bytes a second that a client must take of what waits for it; 0 turns it off.
+    pub write_min_rate: u64,
     pub tunnel_idle_timeout: Duration,
     /// `None`: derived from the file limit at start.
     pub connections: Option<usize>,

@@ -3,7 +3,13 @@
 //! Nested prefixes are flattened into ranges that don't overlap, so that a lookup is one binary
 //! search over a plain array, whatever the lists hold. Half a million prefixes take about 5 MiB.
 
-use std::{fmt, io, net::IpAddr, path::Path};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read},
+    net::IpAddr,
+    path::Path,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -65,10 +71,11 @@ impl Address for u128 {
 }
 
 impl Networks {
+    /// Networks as [`network_of`](super::network_of) reads them: mapped IPv4 ones are IPv4.
     pub fn new(entries: impl IntoIterator<Item = (IpNet, Verdict)>) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (network, verdict) in entries {
-            match canonical(network) {
+            match network {
                 IpNet::V4(net) => v4.push(span_v4(net, verdict)),
                 IpNet::V6(net) => v6.push(span_v6(net, verdict)),
             }
@@ -93,17 +100,6 @@ impl Networks {
 
     pub fn is_empty(&self) -> bool {
         self.prefixes == 0
-    }
-}
-
-/// Writes networks of IPv4 addresses mapped into IPv6 as IPv4, as lookups do.
-fn canonical(network: IpNet) -> IpNet {
-    match network {
-        IpNet::V6(net) if net.prefix_len() >= 96 => match net.network().to_ipv4_mapped() {
-            Some(address) => Ipv4Net::new(address, net.prefix_len() - 96).map_or(network, IpNet::V4),
-            None => network,
-        },
-        IpNet::V4(_) | IpNet::V6(_) => network,
     }
 }
 
@@ -176,11 +172,13 @@ pub enum ListError {
 /// # Errors
 /// An unreadable file, or one with any line that is neither; nothing is taken from it then.
 pub fn read_list(path: &Path) -> Result<Vec<IpNet>, ListError> {
-    let size = std::fs::metadata(path).map_err(ListError::Io)?.len();
-    if size > LARGEST_FILE {
+    let file = File::open(path).map_err(ListError::Io)?;
+    let mut text = Vec::new();
+    // The size that a file claims is nothing to go by: a device has none, and no end.
+    file.take(LARGEST_FILE + 1).read_to_end(&mut text).map_err(ListError::Io)?;
+    if text.len() as u64 > LARGEST_FILE {
         return Err(ListError::TooLarge);
     }
-    let text = std::fs::read(path).map_err(ListError::Io)?;
     parse_list(&String::from_utf8_lossy(&text))
 }
 
@@ -205,16 +203,28 @@ fn parse_list(text: &str) -> Result<Vec<IpNet>, ListError> {
     if bad == 0 { Ok(networks) } else { Err(ListError::Lines(complaints, bad)) }
 }
 
-/// Reads a network such as `10.0.0.0/8`, or one address.
+/// Reads a network such as `10.0.0.0/8`, or one address. IPv4 mapped into IPv6
+/// (`::ffff:10.0.0.0/104`) is read as IPv4: whoever looks an address up writes it so.
 ///
 /// # Errors
 /// For a network with bits set after its prefix, the one that may be meant.
 pub(super) fn parse_network(text: &str) -> Result<IpNet, Option<IpNet>> {
     if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(IpNet::from(address));
+        return Ok(IpNet::from(address.to_canonical()));
     }
     let network: IpNet = text.parse().map_err(|_| None)?;
-    if network.trunc() == network { Ok(network) } else { Err(Some(network.trunc())) }
+    let whole = canonical(network.trunc());
+    if network.trunc() == network { Ok(whole) } else { Err(Some(whole)) }
+}
+
+fn canonical(network: IpNet) -> IpNet {
+    match network {
+        IpNet::V6(net) if net.prefix_len() >= 96 => match net.network().to_ipv4_mapped() {
+            Some(address) => Ipv4Net::new(address, net.prefix_len() - 96).map_or(network, IpNet::V4),
+            None => network,
+        },
+        IpNet::V4(_) | IpNet::V6(_) => network,
+    }
 }
 
 pub(super) fn complaint(entry: &str, meant: Option<IpNet>) -> String {
@@ -252,7 +262,7 @@ mod tests {
     use super::{Verdict::*, *};
 
     fn networks(entries: &[(&str, Verdict)]) -> Networks {
-        Networks::new(entries.iter().map(|(text, verdict)| (text.parse().unwrap(), *verdict)))
+        Networks::new(entries.iter().map(|(text, verdict)| (parse_network(text).unwrap(), *verdict)))
     }
 
     fn find(networks: &Networks, address: &str) -> Option<Verdict> {
@@ -322,6 +332,30 @@ mod tests {
             bad.contains("line 2:") && bad.contains("\"example.com\"") && bad.ends_with("and 2 more"),
             "{bad}"
         );
+    }
+
+    #[test]
+    fn reads_ipv4_mapped_into_ipv6_as_ipv4() {
+        for (written, meant) in [
+            ("::ffff:10.0.0.0/104", Ok("10.0.0.0/8")),
+            ("::ffff:a00:0/104", Ok("10.0.0.0/8")),
+            ("::ffff:0.0.0.0/96", Ok("0.0.0.0/0")),
+            ("::ffff:10.1.2.3/128", Ok("10.1.2.3/32")),
+            ("::ffff:10.1.2.3", Ok("10.1.2.3/32")),
+            ("::ffff:10.1.2.3/104", Err(Some("10.0.0.0/8"))),
+            ("::10.0.0.0/104", Ok("::a00:0/104")),
+            ("::/95", Ok("::/95")),
+            ("::/0", Ok("::/0")),
+        ] {
+            let net = |text: &str| text.parse::<IpNet>().unwrap();
+            let meant = meant.map(net).map_err(|meant| meant.map(net));
+            assert_eq!(parse_network(written), meant, "{written}");
+        }
+    }
+
+    #[test]
+    fn a_device_is_no_list() {
+        assert!(matches!(read_list(Path::new("/dev/zero")), Err(ListError::TooLarge)));
     }
 
     proptest! {

@@ -57,6 +57,7 @@ pub(super) fn resolve(
         routes: routes?,
         clusters: clusters.into_iter().collect::<Option<_>>()?,
         drain_timeout: file.drain_timeout,
+        overload: file.overload,
         firewall: file.firewall_tables,
         sandbox: file.sandbox,
         folder: base.to_owned(),

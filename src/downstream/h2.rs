@@ -26,7 +26,7 @@ use crate::{
     proxy::{
         self,
         flight::Flight,
-        patience::{Patience, Wait},
+        patience::{Indulgence, Patience, Wait},
         worker::{Client, Worker, reject},
     },
 };
@@ -47,6 +47,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     let Ok(Ok(mut connection)) = connection else { return };
     let idle = Wait::new(Reason::ClientClosed, limits.idle_timeout);
     let last_words = Wait::new(Reason::WriteTimeout, limits.write_timeout);
+    let mut indulgence = Indulgence::new(limits.write_timeout, limits.write_min_rate);
     let mut streams = FuturesUnordered::new();
     let mut draining = false;
     poll_fn(|cx| {
@@ -57,6 +58,15 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         let begin = |accepted| one_request(worker, client, accepted);
         if advance(&mut connection, &mut streams, begin, (worker, cx)).is_ready() {
             return Poll::Ready(());
+        }
+        if connection.is_blocked() {
+            // Whatever its streams wait for, and those that are over, whose answers still wait.
+            let until = Some(indulgence.end(Instant::now(), connection.written()));
+            let wait = Wait { until, ..last_words };
+            return patience.poll(cx, wait, true).map(|reason| client.cut_for.set(Some(reason)));
+        }
+        if indulgence.is_running() {
+            indulgence.pause(Instant::now(), connection.written());
         }
         if !streams.is_empty() {
             patience.rest();
@@ -74,13 +84,18 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     })
     .await;
     if connection.is_abused() {
-        client.abusive.set(true);
+        client.cut_for.set(Some(Reason::H2Abuse));
         reject(worker, client.listener, Reason::H2Abuse);
         view.firewall.rejected(client.listener, client.ip, Reason::H2Abuse, Instant::now().into_std());
         streams.clear();
         let farewell = Wait::new(Reason::H2Abuse, FAREWELL.min(limits.write_timeout));
+        let until = connection.is_blocked().then(|| indulgence.end(Instant::now(), connection.written()));
+        let farewell = Wait { until, ..farewell };
         // WHY: nobody is left to tell that the client did not take it.
         let _ = patience.limit(farewell, poll_fn(|cx| connection.poll_close(cx))).await;
+    }
+    if connection.is_blocked() {
+        connection.give_up();
     }
 }
 

@@ -6,5 +6,5 @@ mod announcement;
 mod connection;
 mod h1;
 mod h2;
-mod hello;
+pub mod hello;
 pub mod tls;

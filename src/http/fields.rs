@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use crate::config::is_identity;
+
 /// Fields that the proxy itself looks at; everything else is `Other` and just passes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FieldId {
@@ -119,6 +121,15 @@ impl Fields {
     pub fn retain(&mut self, mut keep: impl FnMut(FieldId, &[u8]) -> bool) {
         let block = &self.block;
         self.entries.retain(|entry| keep(entry.id, entry.name(block)));
+    }
+
+    /// Copies the fields for which `keep` is true into memory of their own size.
+    pub fn keep_only(&mut self, keep: impl Fn(FieldId) -> bool) {
+        let mut kept = Fields::default();
+        for (_, name, value) in self.iter().filter(|(id, ..)| keep(*id)) {
+            kept.push(name, value);
+        }
+        *self = kept;
     }
 
     pub fn len(&self) -> usize {
@@ -241,7 +252,7 @@ fn may_pass_with_symbols(name: &[u8], underscores: Underscores) -> bool {
     }
     let as_read = |byte: &u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' };
     let name: Vec<u8> = name.iter().map(as_read).collect();
-    FieldId::of(&name) == FieldId::Other && !name.starts_with(b"x-forwarded-") && name != b"x-real-ip"
+    FieldId::of(&name) == FieldId::Other && !is_identity(&name)
 }
 
 /// Whether a trailer is dropped: one that would frame, route, authenticate or describe a message
@@ -251,15 +262,15 @@ pub fn is_forbidden_trailer(id: FieldId, name: &[u8]) -> bool {
         FieldId::Other | FieldId::Accept | FieldId::UserAgent | FieldId::Referer => {
             FORBIDDEN_TRAILERS.contains(&name)
                 || name.starts_with(b"content-")
-                || name.starts_with(b"x-forwarded-")
                 || name.starts_with(b"if-")
+                || is_identity(name)
         }
         _ => true,
     }
 }
 
 /// Those that have no [`FieldId`].
-const FORBIDDEN_TRAILERS: [&[u8]; 18] = [
+const FORBIDDEN_TRAILERS: [&[u8]; 17] = [
     b"age",
     b"authorization",
     b"cache-control",
@@ -277,7 +288,6 @@ const FORBIDDEN_TRAILERS: [&[u8]; 18] = [
     b"vary",
     b"warning",
     b"www-authenticate",
-    b"x-real-ip",
 ];
 
 impl FieldId {

@@ -2,7 +2,10 @@
 
 use http::{Method, StatusCode};
 
-use super::fields::Fields;
+use super::fields::{FieldId, Fields};
+
+/// Fields that are not worth their memory once the request is sent.
+const LARGE_FIELDS: usize = 16 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -110,6 +113,15 @@ impl RequestHead {
         self.keep_alive = true;
         self.upgrade = None;
         self.expects_continue = false;
+    }
+
+    /// Lets go of a large head's fields but those that the log shows: the request was sent, and its
+    /// answer may take long.
+    pub fn forget_fields(&mut self) {
+        if self.fields.capacity() > LARGE_FIELDS {
+            let logged = [FieldId::UserAgent, FieldId::Referer, FieldId::XRequestId];
+            self.fields.keep_only(|id| logged.contains(&id));
+        }
     }
 
     /// Bytes of memory that `clear` keeps.

@@ -9,8 +9,8 @@
 //!   case. A broken encoding (`%zz`, `%4`) and an encoded control byte are refused in the path; the
 //!   query passes as it was written, since `?q=100%` is what browsers send.
 //! - Dot segments go; above the root there is nothing, so `/../a` is `/a`. A dot segment hidden
-//!   behind `%2F`, `%5C` or a `;` (`/..%2Fadmin`, `/..;/admin`) is refused: backends that decode
-//!   those would walk up where we did not. Empty segments (`//`) stay.
+//!   behind `%2F`, `%5C`, a `;`, or what becomes one (`/..%2Fadmin`, `/..;/admin`, `/..%3B/admin`) is
+//!   refused: backends that decode those would walk up where we did not. Empty segments (`//`) stay.
 //! - A raw `\` in the path is refused, since some backends take it for `/`. So is what no URL may
 //!   hold raw and what HTTP/2 could not carry: `"`, `<`, `>` in the query, `<`, `>`, `` ` `` in the
 //!   path.
@@ -63,11 +63,11 @@ fn classes_of(bytes: &[u8]) -> (u8, u8) {
 
 /// The method, which must be spelt in upper case; CONNECT and TRACE are `MethodNotAllowed`.
 ///
-/// Letters, digits, `-` and `_` only: some backends ignore case, and would see a `get` as another
-/// method than we do.
+/// A letter, then letters, digits, `-` and `_` only: some backends ignore case, and would see a `get`
+/// as another method than we do.
 pub fn parse_method(raw: &[u8]) -> Result<Method, Reason> {
     let plain = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
-    if !raw.iter().all(plain) {
+    if !raw.first().is_some_and(u8::is_ascii_uppercase) || !raw.iter().all(plain) {
         return Err(Reason::BadRequest);
     }
     match Method::from_bytes(raw) {
@@ -248,13 +248,21 @@ fn push_decoded(segment: &str, target: &mut String) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Whether a backend that decodes `%2F` or `%5C`, or cuts off `;parameters`, would find a `.` or
-/// `..` here.
+/// What ends a segment for a backend that decodes first and takes apart afterwards: `/`, `\`, and
+/// the beginnings of parameters, query and fragment.
+const HIDDEN_ENDS: [&str; 5] = ["%2F", "%5C", "%3B", "%3F", "%23"];
+
+/// Whether a backend that decodes one of those, or cuts off `;parameters`, would find a `.` or `..`
+/// here.
 fn hides_dot_segment(segment: &str) -> bool {
-    segment.split("%2F").flat_map(|part| part.split("%5C")).any(|part| {
-        let name = part.split(';').next().unwrap_or(part);
-        name == "." || name == ".."
-    })
+    let ends = |rest: &str| {
+        rest.is_empty() || rest.starts_with(';') || HIDDEN_ENDS.iter().any(|end| rest.starts_with(end))
+    };
+    let begins_hidden = |part: &str| {
+        let dots = part.strip_prefix("..").or_else(|| part.strip_prefix('.'));
+        dots.is_some_and(ends)
+    };
+    segment.split("%2F").flat_map(|part| part.split("%5C")).any(begins_hidden)
 }
 
 #[cfg(test)]
@@ -272,6 +280,23 @@ mod tests {
     fn authority(raw: &str) -> Result<(String, Option<u16>), Reason> {
         let mut head = RequestHead::default();
         parse_authority(raw.as_bytes(), &mut head).map(|()| (head.host, head.port))
+    }
+
+    #[test]
+    fn takes_methods_that_begin_with_a_letter_and_are_in_upper_case() {
+        for (raw, expected) in [
+            ("GET", Ok(Method::GET)),
+            ("M-SEARCH", Ok(Method::from_bytes(b"M-SEARCH").unwrap())),
+            ("X_9", Ok(Method::from_bytes(b"X_9").unwrap())),
+            ("0PUT", Err(Reason::BadRequest)),
+            ("-GET", Err(Reason::BadRequest)),
+            ("_GET", Err(Reason::BadRequest)),
+            ("Get", Err(Reason::BadRequest)),
+            ("", Err(Reason::BadRequest)),
+            ("TRACE", Err(Reason::MethodNotAllowed)),
+        ] {
+            assert_eq!(parse_method(raw.as_bytes()), expected, "{raw}");
+        }
     }
 
     #[test]
@@ -299,6 +324,11 @@ mod tests {
             "/.;/a",
             "/a%2F..;/b",
             "/%2e%2e;/a",
+            "/a/..%3B/b",
+            "/a/.%3bx",
+            "/a/..%3Fb",
+            "/a/%2e%2E%23",
+            "/a%2f..%3B",
         ] {
             assert_eq!(canonical(path), Err(Reason::BadRequest), "{path}");
         }

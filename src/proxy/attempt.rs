@@ -89,8 +89,8 @@ pub async fn attempt<D: Downstream>(
     let cluster = &view.clusters[cluster];
     let target = Target { cluster, backend: &cluster.backends[backend], index: backend };
     target.backend.cells.request_started();
-    // The first attempt begins with the request.
-    let sent = if flight.attempts == 1 { flight.started } else { Instant::now() };
+    // The first attempt begins with the request, unless that had to wait for its body.
+    let sent = if flight.attempts == 1 && !flight.waited { flight.started } else { Instant::now() };
     let mut counted = Counted { cells: target.backend.cells.clone(), status: None, head_after: None, sent };
     match cluster.cluster.config.protocol {
         Protocol::Http1 => over_http1(flight, (down, patience), target, &mut counted).await,
@@ -264,6 +264,7 @@ async fn exchange<D: Downstream, U: Respond>(
         return Err(Failed::refused(Reason::UpstreamBadResponse));
     }
     response.fields.retain(|id, _| id != FieldId::XPortcullisReason);
+    flight.head.forget_fields();
     let result = respond(flight, &mut relay, response).await;
     (flight.bytes_in, flight.bytes_out) = (relay.bytes_in(), relay.bytes_out());
     let complete = relay.upload_complete() && response.status != StatusCode::SWITCHING_PROTOCOLS;
@@ -273,7 +274,11 @@ async fn exchange<D: Downstream, U: Respond>(
         Ok(()) => Ok(Done { complete, ended }),
         Err(reason) => {
             flight.reason = Some(reason);
-            down.abort();
+            if reason == Reason::WriteTimeout {
+                down.give_up();
+            } else {
+                down.abort();
+            }
             Err(Failed { reason, retriable: false, answered: true })
         }
     }
@@ -326,7 +331,7 @@ impl Failed {
     }
 
     /// No backend would do better.
-    fn refused(reason: Reason) -> Self {
+    pub fn refused(reason: Reason) -> Self {
         Failed { reason, retriable: false, answered: false }
     }
 

@@ -41,6 +41,8 @@ pub struct Flight<'c> {
     pub reason: Option<Reason>,
     /// When a refused client may come again.
     pub retry_after: Option<Duration>,
+    /// Its body was waited for before there was an attempt.
+    pub waited: bool,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub attempts: u32,
@@ -70,6 +72,9 @@ impl<'c> Flight<'c> {
         } else {
             Cow::Owned(client_ip.to_string())
         };
+        if !trusted {
+            head.fields.retain(|_, name| !listener.identity_fields.holds(name));
+        }
         view.listeners[client.listener].cells.request_started();
         Flight {
             worker,
@@ -87,6 +92,7 @@ impl<'c> Flight<'c> {
             status: None,
             reason: None,
             retry_after: None,
+            waited: false,
             bytes_in: 0,
             bytes_out: 0,
             attempts: 0,
@@ -120,11 +126,11 @@ impl<'c> Flight<'c> {
 
     /// Why a request was dropped on its way.
     fn cause_of_drop(&self) -> Reason {
-        match () {
-            () if std::thread::panicking() => Reason::Internal,
-            () if self.client.abusive.get() => Reason::H2Abuse,
-            () if self.worker.is_cutting() => Reason::Draining,
-            () => Reason::ClientClosed,
+        match self.client.cut_for.get() {
+            _ if std::thread::panicking() => Reason::Internal,
+            Some(reason) => reason,
+            None if self.worker.is_cutting() => Reason::Draining,
+            None => Reason::ClientClosed,
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Waker,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tokio::time::Instant;
@@ -21,7 +21,10 @@ use crate::{
         proxy_protocol::Ends,
     },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
-    proxy::route::RouteTable,
+    proxy::{
+        load::{Load, Place},
+        route::RouteTable,
+    },
     upstream::{
         balance::{Balancer, Tried},
         cluster::Cluster,
@@ -37,6 +40,7 @@ const KEPT_HEAD_BYTES: usize = 8 * 1024;
 #[derive(Debug)]
 pub struct Worker {
     pub shard: Shard,
+    load: Load,
     view: RefCell<Rc<View>>,
     log: RefCell<LogWriter>,
     random: RefCell<fastrand::Rng>,
@@ -111,9 +115,10 @@ pub struct BackendView {
 }
 
 impl Worker {
-    pub fn new(view: View, shard: Shard, log: LogWriter) -> Self {
+    pub fn new(view: View, shard: Shard, log: LogWriter, load: Load) -> Self {
         Worker {
             shard,
+            load,
             view: RefCell::new(Rc::new(view)),
             log: RefCell::new(log),
             random: RefCell::new(fastrand::Rng::new()),
@@ -166,6 +171,23 @@ impl Worker {
             head.clear();
             responses.push(head);
         }
+    }
+
+    /// A place among the requests in flight, or `None` where this one is to be turned away.
+    pub fn enter(&self) -> Option<Place<'_>> {
+        if self.is_shedding() { None } else { self.load.enter() }
+    }
+
+    /// Whether this piece of new work is to be turned away because the worker is late.
+    pub fn is_shedding(&self) -> bool {
+        let share = self.load.share();
+        share > 0 && self.random.borrow_mut().u32(..) < share
+    }
+
+    /// Takes note of how late a task was that was due; returns the delay for which work is shed.
+    pub fn notice_delay(&self, delay: Duration) -> Option<Duration> {
+        self.shard.worker_delay(delay);
+        self.load.notice(delay)
     }
 
     /// Writes one access-log line.
@@ -393,8 +415,8 @@ pub struct Client {
     /// named, or, where a cluster has to be told, the socket's. `None`: the peer is the client.
     pub ends: Option<Box<Ends>>,
     pub tls: Option<TlsFacts>,
-    /// The connection is being ended for abuse: requests that are cut then are on record as such.
-    pub abusive: Cell<bool>,
+    /// Why we end the connection: requests that are cut then are on record as such.
+    pub cut_for: Cell<Option<Reason>>,
 }
 
 #[derive(Debug)]
@@ -416,7 +438,7 @@ impl Client {
             peer_text: SocketAddr::new(ip, peer.port()).to_string().into(),
             ends: None,
             tls: None,
-            abusive: Cell::new(false),
+            cut_for: Cell::new(None),
         }
     }
 

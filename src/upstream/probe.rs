@@ -40,6 +40,8 @@ pub enum ProbeResult {
     Refused,
     /// No connection for any other cause.
     Connect,
+    /// This machine had no descriptor or port left for it: it says nothing of the backend.
+    Local,
     Tls,
     /// The connection ended before the response was complete.
     Closed,
@@ -111,7 +113,8 @@ where
         let duration = started.elapsed();
         let (result, detail) = failure.unwrap_or((ProbeResult::Ok, String::new()));
         let verdict = if result == ProbeResult::Ok { Ok(()) } else { Err(detail.as_str()) };
-        let transition = cluster.observe(index, verdict);
+        // What is lacking here must not take backends down.
+        let transition = if result == ProbeResult::Local { None } else { cluster.observe(index, verdict) };
         if let Some(transition) = transition {
             log_transition(&cluster, backend, transition, &detail);
         }
@@ -224,11 +227,12 @@ fn probes(count: u32) -> String {
 }
 
 impl ProbeResult {
-    pub const ALL: [ProbeResult; 9] = [
+    pub const ALL: [ProbeResult; 10] = [
         ProbeResult::Ok,
         ProbeResult::Timeout,
         ProbeResult::Refused,
         ProbeResult::Connect,
+        ProbeResult::Local,
         ProbeResult::Tls,
         ProbeResult::Closed,
         ProbeResult::BadResponse,
@@ -243,6 +247,7 @@ impl ProbeResult {
             ProbeResult::Timeout => "timeout",
             ProbeResult::Refused => "refused",
             ProbeResult::Connect => "connect",
+            ProbeResult::Local => "local",
             ProbeResult::Tls => "tls",
             ProbeResult::Closed => "closed",
             ProbeResult::BadResponse => "bad_response",
@@ -262,6 +267,7 @@ impl fmt::Display for ProbeResult {
 /// here each is some other connect failure.
 fn connect_failure(error: ConnectError) -> Failure {
     let result = match error.reason {
+        _ if error.local => ProbeResult::Local,
         Reason::ConnectTimeout => ProbeResult::Timeout,
         Reason::ConnectRefused => ProbeResult::Refused,
         Reason::UpstreamTlsUnknownCa

@@ -123,6 +123,86 @@ fn trusts_by_listener() {
     assert_eq!(fields(&seen, "x-request-id"), ["evil"]);
 }
 
+/// Names that backends believe, in spellings that clients have tried.
+const IDENTITIES: [&str; 16] = [
+    "x-real-ip",
+    "X-Real-IP",
+    "True-Client-IP",
+    "client-ip",
+    "x-client-ip",
+    "x-forwarded-port",
+    "X-Forwarded-Prefix",
+    "x-forwarded-client-cert",
+    "x-original-url",
+    "x-rewrite-url",
+    "cf-connecting-ip",
+    "Fastly-Client-IP",
+    "ssl-client-verify",
+    "client-cert",
+    "remote-user",
+    "x-remote-group",
+];
+
+fn identities() -> String {
+    IDENTITIES.iter().fold(String::from("x-kept: 1\r\n"), |lines, name| lines + name + ": claimed\r\n")
+}
+
+fn lower_identities() -> Vec<(String, &'static str)> {
+    let names = IDENTITIES.iter().map(|name| (name.to_ascii_lowercase(), "claimed"));
+    names.chain([("x-kept".to_owned(), "1")]).collect()
+}
+
+#[test]
+fn drops_what_only_a_proxy_may_say_of_the_client() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address]).plain("identity_fields = [\"X-Tenant\", \"x-re*\"]").start();
+    // The list of the file.
+    let pairs = lower_identities();
+    let pairs: Vec<(&str, &str)> = pairs.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    for seen in [over_h1(Client::tls(engine.tls), "a", &identities()), over_h2(&engine, &pairs)] {
+        assert!(!seen.contains("claimed"), "{seen}");
+        assert_eq!(fields(&seen, "x-kept"), ["1"]);
+    }
+    // That of the listener.
+    let lines = "x-tenant: claimed\r\nx.tenant: claimed\r\nx-real-ip: claimed\r\nTrue-Client-IP: 6.6.6.6\r\n";
+    let seen = over_h1(Client::plain(engine.plain), "a", lines);
+    assert!(!seen.contains("claimed"), "{seen}");
+    assert_eq!(fields(&seen, "true-client-ip"), ["6.6.6.6"]);
+}
+
+#[test]
+fn takes_from_a_trusted_peer_what_it_says_of_the_client() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address]).top("trusted_proxies = [\"::ffff:127.0.0.0/104\"]").start();
+    let pairs = lower_identities();
+    let pairs: Vec<(&str, &str)> = pairs.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    for seen in [over_h1(Client::plain(engine.plain), "a", &identities()), over_h2(&engine, &pairs)] {
+        assert_eq!(seen.matches("claimed").count(), IDENTITIES.len(), "{seen}");
+    }
+}
+
+#[test]
+fn drops_identities_in_trailers_whoever_sends_them() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address]).top("trusted_proxies = [\"127.0.0.1\"]").start();
+    let mut client = Client::plain(engine.plain);
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.send(format!("3\r\nabc\r\n0\r\n{}\r\n", identities()));
+    assert_eq!(client.response("POST").status, 200);
+    let seen = backend.received(0);
+    assert!(seen.contains("x-kept: 1") && !seen.contains("claimed"), "{seen}");
+}
+
+#[test]
+fn an_empty_list_drops_none() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address]).top("identity_fields = []").start();
+    let seen =
+        over_h1(Client::plain(engine.plain), "a", "x-real-ip: 6.6.6.6\r\nX-Forwarded-For: 6.6.6.6\r\n");
+    assert_eq!(fields(&seen, "x-real-ip"), ["6.6.6.6"]);
+    assert_eq!(fields(&seen, "x-forwarded-for"), ["127.0.0.1"], "that one is ours");
+}
+
 /// The fields that tell of the client, as a backend sees them.
 fn told(seen: &str) -> [String; 4] {
     ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded"]

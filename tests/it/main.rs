@@ -18,6 +18,7 @@ mod h2_abuse;
 mod life;
 mod limits;
 mod observe;
+mod overload;
 mod pki;
 mod proxy_protocol;
 mod retries;

@@ -196,6 +196,7 @@ impl Setup {
         Engine {
             plain: listeners[0].address,
             tls: listeners[1].address,
+            others: listeners[2..].iter().map(|listener| listener.address).collect(),
             admin: app.config().admin.as_ref().and_then(|admin| admin.address.tcp()).unwrap(),
             token: self.token,
             stopper: app.stopper(),
@@ -211,6 +212,8 @@ impl Setup {
 pub struct Engine {
     pub plain: SocketAddr,
     pub tls: SocketAddr,
+    /// Listeners that `more` added.
+    pub others: Vec<SocketAddr>,
     pub admin: SocketAddr,
     token: Option<String>,
     stopper: Stopper,

@@ -78,6 +78,7 @@ pub struct Connection {
     scanned: usize,
     /// The end of the connection must not look like the end of the message.
     torn: bool,
+    given_up: bool,
     /// Our half of the stream was ended.
     shut: bool,
     pub(super) reply_to: ReplyTo,
@@ -102,6 +103,7 @@ impl Connection {
             outgoing_ended: true,
             scanned: 0,
             torn: false,
+            given_up: false,
             shut: false,
             reply_to: ReplyTo { version: Version::Http11, is_head: false, keep_alive: true },
         }
@@ -161,6 +163,21 @@ impl Connection {
         self.input.poll_read(&mut self.transport, cx)
     }
 
+    /// Reads until so many bytes are there, whatever they mean.
+    pub(super) fn poll_available(
+        &mut self,
+        cx: &mut Context<'_>,
+        count: usize,
+    ) -> Poll<Result<(), BodyError>> {
+        while self.input.data().len() < count {
+            match ready!(self.poll_input(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(BodyError::Closed)),
+                Ok(_) => {}
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Takes a parsed head off the input and expects the body that `decoder` describes.
     pub(super) fn begin_incoming(&mut self, head_bytes: usize, decoder: BodyDecoder) {
         self.input.consume(head_bytes);
@@ -211,6 +228,18 @@ impl Connection {
             // WHY: fails only on a socket that is already dead.
             self.torn = self.transport.tcp().set_zero_linger().is_ok();
         }
+    }
+
+    /// Has the connection reset when it is dropped, with all that it holds for a peer that does not
+    /// read; the kernel would go on trying.
+    pub(super) fn give_up_stream(&mut self) {
+        // WHY: fails only on a socket that is already dead.
+        self.given_up = self.transport.tcp().set_zero_linger().is_ok();
+    }
+
+    /// Whether nothing more is to be sent, not even an end.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up
     }
 
     /// Ends our half of the stream.
@@ -393,6 +422,7 @@ impl Exchange for Connection {
             let count = ready!(Pin::new(&mut self.transport).poll_write(cx, self.output.data()))?;
             self.output.advance(written(count)?);
         }
+        self.output.release_if_large();
         Pin::new(&mut self.transport).poll_flush(cx)
     }
 }

@@ -28,15 +28,34 @@ pub(super) struct Corked<T>(Rc<RefCell<State<T>>>);
 struct State<T> {
     inner: T,
     waiting: WriteBuffer,
+    /// The last write found no room.
+    blocked: bool,
+    /// Bytes that went on to `inner`.
+    written: u64,
 }
 
 impl<T> Corked<T> {
     pub(super) fn new(inner: T) -> Self {
-        Corked(Rc::new(RefCell::new(State { inner, waiting: WriteBuffer::default() })))
+        Corked(Rc::new(RefCell::new(State {
+            inner,
+            waiting: WriteBuffer::default(),
+            blocked: false,
+            written: 0,
+        })))
     }
 
     pub(super) fn handle(&self) -> Self {
         Corked(self.0.clone())
+    }
+
+    /// Whether the peer takes no more for now.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.0.borrow().blocked
+    }
+
+    /// Bytes that the stream below has taken.
+    pub(super) fn written(&self) -> u64 {
+        self.0.borrow().written
     }
 
     /// What is below.
@@ -56,12 +75,16 @@ impl<T: AsyncWrite + Unpin> State<T> {
     fn poll_uncork(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_empty(cx))?;
         self.waiting.release_if_empty();
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        // What was sealed and not sent waits too.
+        self.blocked = flushed.is_pending();
+        flushed
     }
 
     fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.waiting.is_empty() {
-            let count = ready!(Pin::new(&mut self.inner).poll_write(cx, self.waiting.data()))?;
+            let result = Pin::new(&mut self.inner).poll_write(cx, self.waiting.data());
+            let count = ready!(self.note(result))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -70,13 +93,22 @@ impl<T: AsyncWrite + Unpin> State<T> {
         Poll::Ready(Ok(()))
     }
 
+    fn note(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.blocked = result.is_pending();
+        if let Poll::Ready(Ok(count)) = &result {
+            self.written += *count as u64;
+        }
+        result
+    }
+
     /// Keeps what fits; what is large by itself is written from where it lies.
     fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         if self.waiting.len() + total > CORKED_BYTES {
             ready!(self.poll_empty(cx))?;
             if total > CORKED_BYTES {
-                return Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
+                let result = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
+                return self.note(result);
             }
         }
         for part in parts {

@@ -121,7 +121,7 @@ impl Handle {
         Ok(Stream {
             response: Some(response),
             incoming: None,
-            outgoing: Outgoing::new(stream, ended),
+            outgoing: Outgoing::new(stream, ended, None),
             _counted: self.streams.clone(),
         })
     }

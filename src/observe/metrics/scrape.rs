@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 use prometheus::{TextEncoder, core::Collector};
@@ -307,6 +308,12 @@ fn process_families(metrics: &Metrics, out: &mut Text) {
         "portcullis_errors_total",
         "Requests that failed because of a backend or of Portcullis, by reason.",
         errors,
+    );
+    let delay = metrics.delays.iter().map(|delay| delay.0.load(Ordering::Relaxed)).max();
+    out.gauge_seconds(
+        "portcullis_worker_delay_seconds",
+        "How late a task of the most loaded worker was that was due.",
+        Duration::from_micros(delay.unwrap_or_default()),
     );
     out.counters(
         "portcullis_log_lines_lost_total",
