@@ -239,8 +239,10 @@ impl Worker {
         let now = Instant::now();
         for cluster in &self.view().clusters {
             let config = &cluster.cluster.config;
-            for backend in &cluster.backends {
-                backend.pool.borrow_mut().sweep(now, config.idle_timeout, config.idle_connections);
+            for (backend, shared) in cluster.backends.iter().zip(&cluster.cluster.backends) {
+                let mut pool = backend.pool.borrow_mut();
+                pool.follow(shared.tls_generation());
+                pool.sweep(now, config.idle_timeout, config.idle_connections);
             }
         }
     }

@@ -85,6 +85,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Why the TLS session with the backend has failed, if it has.
+    pub fn session_error(&mut self) -> Option<io::Error> {
+        self.transport.session_error()
+    }
+
     pub fn new(transport: Transport) -> Self {
         Connection {
             transport,
