@@ -155,12 +155,12 @@ impl Fields {
         &self.block
     }
 
-    /// Where each name and value stands in `block`.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    /// All fields in order, as (id, name, value): where each name and value stands in `block`.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (FieldId, Range<usize>, Range<usize>)> {
         self.entries.iter().map(|entry| {
             let line = entry.line();
             let middle = line.start + entry.name_len as usize;
-            (line.start..middle, middle + 2..line.end - 2)
+            (entry.id, line.start..middle, middle + 2..line.end - 2)
         })
     }
 

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Waker,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tokio::time::Instant;
@@ -16,12 +16,16 @@ use crate::{
     error::Reason,
     firewall::{Firewall, Refusal},
     http::{
+        deadline::Deadline,
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
         message::{RequestHead, ResponseHead},
         proxy_protocol::Ends,
     },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
-    proxy::route::RouteTable,
+    proxy::{
+        load::{Load, Place},
+        route::RouteTable,
+    },
     upstream::{
         balance::{Balancer, Tried},
         cluster::Cluster,
@@ -33,10 +37,14 @@ use crate::{
 const KEPT_HEADS: usize = 512;
 const KEPT_HEAD_BYTES: usize = 8 * 1024;
 
+/// Timers kept for reuse. Each keeps what it last woke in memory, so these are fewer.
+const KEPT_DEADLINES: usize = 64;
+
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
 pub struct Worker {
     pub shard: Shard,
+    load: Load,
     view: RefCell<Rc<View>>,
     log: RefCell<LogWriter>,
     random: RefCell<fastrand::Rng>,
@@ -48,6 +56,7 @@ pub struct Worker {
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
     responses: RefCell<Vec<ResponseHead>>,
+    deadlines: RefCell<Vec<Deadline>>,
     /// The same moment on both clocks.
     clocks: Cell<(Instant, SystemTime)>,
 }
@@ -111,9 +120,10 @@ pub struct BackendView {
 }
 
 impl Worker {
-    pub fn new(view: View, shard: Shard, log: LogWriter) -> Self {
+    pub fn new(view: View, shard: Shard, log: LogWriter, load: Load) -> Self {
         Worker {
             shard,
+            load,
             view: RefCell::new(Rc::new(view)),
             log: RefCell::new(log),
             random: RefCell::new(fastrand::Rng::new()),
@@ -123,6 +133,7 @@ impl Worker {
             connections: RefCell::default(),
             heads: RefCell::default(),
             responses: RefCell::default(),
+            deadlines: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
@@ -168,6 +179,37 @@ impl Worker {
         }
     }
 
+    /// A place among the requests in flight, or `None` where this one is to be turned away.
+    pub fn enter(&self) -> Option<Place<'_>> {
+        if self.is_shedding() { None } else { self.load.enter() }
+    }
+
+    /// Whether this piece of new work is to be turned away because the worker is late.
+    pub fn is_shedding(&self) -> bool {
+        let share = self.load.share();
+        share > 0 && self.random.borrow_mut().u32(..) < share
+    }
+
+    /// Takes note of how late a task was that was due; returns the delay for which work is shed.
+    pub fn notice_delay(&self, delay: Duration) -> Option<Duration> {
+        self.shard.worker_delay(delay);
+        self.load.notice(delay)
+    }
+
+    /// A deadline that is not set. One from an earlier request has its timer already, which mostly
+    /// need not be touched: it rings once in a while and finds that the deadline was moved.
+    pub fn take_deadline(&self) -> Deadline {
+        self.deadlines.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_deadline(&self, mut deadline: Deadline) {
+        let mut deadlines = self.deadlines.borrow_mut();
+        if deadlines.len() < KEPT_DEADLINES {
+            deadline.clear();
+            deadlines.push(deadline);
+        }
+    }
+
     /// Writes one access-log line.
     pub fn log(&self, record: &Record<'_>) {
         self.log.borrow_mut().record(record);
@@ -197,8 +239,10 @@ impl Worker {
         let now = Instant::now();
         for cluster in &self.view().clusters {
             let config = &cluster.cluster.config;
-            for backend in &cluster.backends {
-                backend.pool.borrow_mut().sweep(now, config.idle_timeout, config.idle_connections);
+            for (backend, shared) in cluster.backends.iter().zip(&cluster.cluster.backends) {
+                let mut pool = backend.pool.borrow_mut();
+                pool.follow(shared.tls_generation());
+                pool.sweep(now, config.idle_timeout, config.idle_connections);
             }
         }
     }
