@@ -15,6 +15,7 @@ use portcullis::{
     observe::{AccessLog, Metrics, Protocol, Record, Shard, TlsInfo},
     proxy::{
         flight::Flight,
+        load::Load,
         worker::{Client, TlsFacts, View, Worker},
     },
     upstream::cluster::Cluster,
@@ -141,7 +142,7 @@ fn whole_flight(c: &mut Criterion) {
     let log = AccessLog::start(&config.log, &metrics).expect("/dev/null can be opened");
     let shard = metrics.shard(0);
     let view = View::new(&config, &Arc::new(Firewall::new(&config)), &clusters, &shard, 7);
-    let worker = Worker::new(view, shard, log.writer());
+    let worker = Worker::new(view, shard, log.writer(), Load::new(None, None));
     let record = record();
     let tls = TlsFacts {
         version: "TLSv1.3",

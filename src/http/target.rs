@@ -63,11 +63,11 @@ fn classes_of(bytes: &[u8]) -> (u8, u8) {
 
 /// The method, which must be spelt in upper case; CONNECT and TRACE are `MethodNotAllowed`.
 ///
-/// Letters, digits, `-` and `_` only: some backends ignore case, and would see a `get` as another
-/// method than we do.
+/// A letter, then letters, digits, `-` and `_` only: some backends ignore case, and would see a `get`
+/// as another method than we do.
 pub fn parse_method(raw: &[u8]) -> Result<Method, Reason> {
     let plain = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
-    if !raw.iter().all(plain) {
+    if !raw.first().is_some_and(u8::is_ascii_uppercase) || !raw.iter().all(plain) {
         return Err(Reason::BadRequest);
     }
     match Method::from_bytes(raw) {
@@ -285,6 +285,23 @@ mod tests {
     fn authority(raw: &str) -> Result<(String, Option<u16>), Reason> {
         let mut head = RequestHead::default();
         parse_authority(raw.as_bytes(), &mut head).map(|()| (head.host, head.port))
+    }
+
+    #[test]
+    fn takes_methods_that_begin_with_a_letter_and_are_in_upper_case() {
+        for (raw, expected) in [
+            ("GET", Ok(Method::GET)),
+            ("M-SEARCH", Ok(Method::from_bytes(b"M-SEARCH").unwrap())),
+            ("X_9", Ok(Method::from_bytes(b"X_9").unwrap())),
+            ("0PUT", Err(Reason::BadRequest)),
+            ("-GET", Err(Reason::BadRequest)),
+            ("_GET", Err(Reason::BadRequest)),
+            ("Get", Err(Reason::BadRequest)),
+            ("", Err(Reason::BadRequest)),
+            ("TRACE", Err(Reason::MethodNotAllowed)),
+        ] {
+            assert_eq!(parse_method(raw.as_bytes()), expected, "{raw}");
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::{
     upstream::{
         connect::{Connected, connect},
         pool::{Lease, Open},
+        tls,
     },
 };
 
@@ -56,6 +57,12 @@ struct Target<'v> {
     index: usize,
 }
 
+impl Target<'_> {
+    fn tls_generation(&self) -> u32 {
+        self.cluster.cluster.backends[self.index].tls_generation()
+    }
+}
+
 /// Counts a request to a backend exactly once, however it ends.
 struct Counted {
     cells: Arc<BackendCells>,
@@ -82,8 +89,8 @@ pub async fn attempt<D: Downstream>(
     let cluster = &view.clusters[cluster];
     let target = Target { cluster, backend: &cluster.backends[backend], index: backend };
     target.backend.cells.request_started();
-    // The first attempt begins with the request.
-    let sent = if flight.attempts == 1 { flight.started } else { Instant::now() };
+    // The first attempt begins with the request, unless that had to wait for its body.
+    let sent = if flight.attempts == 1 && !flight.waited { flight.started } else { Instant::now() };
     let mut counted = Counted { cells: target.backend.cells.clone(), status: None, head_after: None, sent };
     match cluster.cluster.config.protocol {
         Protocol::Http1 => over_http1(flight, (down, patience), target, &mut counted).await,
@@ -123,7 +130,8 @@ async fn over_http1<D: Downstream>(
             }
             Ok(())
         }
-        Err(failed) => Err(Failed { retriable: failed.retriable && lease.reused, ..failed }),
+        Err(failed) => Err(Failed { retriable: failed.retriable && lease.reused, ..failed }
+            .or_refused(flight, &mut lease.connection)),
     }
 }
 
@@ -131,9 +139,10 @@ async fn open_http1(flight: &Flight<'_>, target: Target<'_>) -> Result<Lease, Fa
     let start = Instant::now();
     let header =
         if target.cluster.cluster.config.proxy_protocol { forward::proxy_header(flight) } else { Vec::new() };
+    let generation = target.tls_generation();
     let transport = open(target, &header).await?;
     let open = Open::count(target.backend.cells.clone(), start.elapsed());
-    Ok(Lease::new(h1::Connection::new(transport), open))
+    Ok(Lease::new(h1::Connection::new(transport), open, generation))
 }
 
 async fn open(target: Target<'_>, header: &[u8]) -> Result<Transport, Failed> {
@@ -191,6 +200,7 @@ async fn shared(target: Target<'_>) -> Result<h2::upstream::Handle, Failed> {
 
 async fn open_h2(target: Target<'_>) -> Result<(), Failed> {
     let start = Instant::now();
+    let generation = target.tls_generation();
     let transport = open(target, &[]).await?;
     let handshake = h2::upstream::handshake(transport).await;
     let (handle, drive) = handshake.map_err(|_| Failed::unsent(Reason::UpstreamClosed))?;
@@ -199,7 +209,7 @@ async fn open_h2(target: Target<'_>) -> Result<(), Failed> {
         drive.await;
         drop(open);
     });
-    target.backend.pool.borrow_mut().share(handle);
+    target.backend.pool.borrow_mut().share(handle, generation);
     Ok(())
 }
 
@@ -321,8 +331,22 @@ impl Failed {
     }
 
     /// No backend would do better.
-    fn refused(reason: Reason) -> Self {
+    pub fn refused(reason: Reason) -> Self {
         Failed { reason, retriable: false, answered: false }
+    }
+
+    /// The same, unless the backend broke off because of our certificate: over TLS 1.3 it says so in
+    /// place of an answer, and has not looked at the request.
+    fn or_refused(self, flight: &Flight<'_>, connection: &mut h1::Connection) -> Self {
+        if self.reason != Reason::UpstreamClosed || self.answered {
+            return self;
+        }
+        let Some(refusal) = connection.session_error().and_then(|error| tls::refusal(&error)) else {
+            return self;
+        };
+        tracing::debug!("the backend refuses our certificate: {}", refusal.detail);
+        let whole = flight.bytes_in == 0 && flight.head.body == BodyLength::Empty;
+        Failed { reason: refusal.reason, retriable: whole, answered: false }
     }
 
     /// No response head came. Retriable, on a connection that was used before, when the backend did

@@ -41,6 +41,8 @@ pub struct Flight<'c> {
     pub reason: Option<Reason>,
     /// When a refused client may come again.
     pub retry_after: Option<Duration>,
+    /// Its body was waited for before there was an attempt.
+    pub waited: bool,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub attempts: u32,
@@ -90,6 +92,7 @@ impl<'c> Flight<'c> {
             status: None,
             reason: None,
             retry_after: None,
+            waited: false,
             bytes_in: 0,
             bytes_out: 0,
             attempts: 0,

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Waker,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tokio::time::Instant;
@@ -22,7 +22,10 @@ use crate::{
         proxy_protocol::Ends,
     },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
-    proxy::route::RouteTable,
+    proxy::{
+        load::{Load, Place},
+        route::RouteTable,
+    },
     upstream::{
         balance::{Balancer, Tried},
         cluster::Cluster,
@@ -41,6 +44,7 @@ const KEPT_DEADLINES: usize = 64;
 #[derive(Debug)]
 pub struct Worker {
     pub shard: Shard,
+    load: Load,
     view: RefCell<Rc<View>>,
     log: RefCell<LogWriter>,
     random: RefCell<fastrand::Rng>,
@@ -116,9 +120,10 @@ pub struct BackendView {
 }
 
 impl Worker {
-    pub fn new(view: View, shard: Shard, log: LogWriter) -> Self {
+    pub fn new(view: View, shard: Shard, log: LogWriter, load: Load) -> Self {
         Worker {
             shard,
+            load,
             view: RefCell::new(Rc::new(view)),
             log: RefCell::new(log),
             random: RefCell::new(fastrand::Rng::new()),
@@ -174,6 +179,23 @@ impl Worker {
         }
     }
 
+    /// A place among the requests in flight, or `None` where this one is to be turned away.
+    pub fn enter(&self) -> Option<Place<'_>> {
+        if self.is_shedding() { None } else { self.load.enter() }
+    }
+
+    /// Whether this piece of new work is to be turned away because the worker is late.
+    pub fn is_shedding(&self) -> bool {
+        let share = self.load.share();
+        share > 0 && self.random.borrow_mut().u32(..) < share
+    }
+
+    /// Takes note of how late a task was that was due; returns the delay for which work is shed.
+    pub fn notice_delay(&self, delay: Duration) -> Option<Duration> {
+        self.shard.worker_delay(delay);
+        self.load.notice(delay)
+    }
+
     /// A deadline that is not set. One from an earlier request has its timer already, which mostly
     /// need not be touched: it rings once in a while and finds that the deadline was moved.
     pub fn take_deadline(&self) -> Deadline {
@@ -217,8 +239,10 @@ impl Worker {
         let now = Instant::now();
         for cluster in &self.view().clusters {
             let config = &cluster.cluster.config;
-            for backend in &cluster.backends {
-                backend.pool.borrow_mut().sweep(now, config.idle_timeout, config.idle_connections);
+            for (backend, shared) in cluster.backends.iter().zip(&cluster.cluster.backends) {
+                let mut pool = backend.pool.borrow_mut();
+                pool.follow(shared.tls_generation());
+                pool.sweep(now, config.idle_timeout, config.idle_connections);
             }
         }
     }

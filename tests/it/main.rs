@@ -7,6 +7,7 @@
 mod support;
 
 mod architecture;
+mod backend_tls;
 mod balancing;
 mod bodies;
 mod config;
@@ -17,6 +18,8 @@ mod h2_abuse;
 mod life;
 mod limits;
 mod observe;
+mod overload;
+mod pki;
 mod proxy_protocol;
 mod retries;
 mod secrets;

@@ -232,6 +232,13 @@ impl Engine {
         self.folder.path().join("access.log")
     }
 
+    /// Replaces a file beside the configuration, whole.
+    pub fn write(&self, name: &str, content: &str) {
+        let (path, fresh) = (self.folder.path().join(name), self.folder.path().join("fresh"));
+        fs::write(&fresh, content).unwrap();
+        fs::rename(fresh, path).unwrap();
+    }
+
     /// Status and body of an admin page.
     pub fn admin(&self, path: &str) -> (u16, String) {
         let shown = self.token.as_ref().map(|token| format!("authorization: Bearer {token}\r\n"));

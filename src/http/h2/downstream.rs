@@ -262,6 +262,14 @@ impl Exchange for Stream {
 }
 
 impl Downstream for Stream {
+    fn poll_hold(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), BodyError>> {
+        self.incoming.poll_hold(cx, count)
+    }
+
+    fn held(&self) -> usize {
+        self.incoming.held()
+    }
+
     fn send_interim(&mut self, head: &ResponseHead) -> io::Result<()> {
         self.respond.send_informational(convert::write_response(head)).map_err(io_error)
     }

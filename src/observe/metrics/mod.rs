@@ -17,6 +17,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use prometheus::process_collector::ProcessCollector;
@@ -38,6 +39,8 @@ pub struct Metrics {
     backends: Series<BackendCells, 2>,
     /// For each writer.
     errors: Vec<OwnLine<ReasonCounts>>,
+    /// For each writer, how late it was last, in microseconds.
+    delays: Vec<OwnLine<AtomicU64>>,
     // Rare enough for a locked addition, and counted by threads that have no shard.
     log_lines_lost: AtomicU64,
     panics: AtomicU64,
@@ -95,6 +98,7 @@ impl Metrics {
             clusters: Series::new(writers),
             backends: Series::new(writers),
             errors: (0..writers).map(|_| OwnLine::default()).collect(),
+            delays: (0..writers).map(|_| OwnLine::default()).collect(),
             log_lines_lost: AtomicU64::new(0),
             panics: AtomicU64::new(0),
             bans: AtomicU64::new(0),
@@ -210,6 +214,12 @@ impl Shard {
         self.metrics.errors[self.writer].0.add(reason);
     }
 
+    /// How late a task of this thread was that was due.
+    pub fn worker_delay(&self, delay: Duration) {
+        let delay = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.metrics.delays[self.writer].0.store(delay, Ordering::Relaxed);
+    }
+
     /// A task that panicked and took nothing but its connection with it.
     pub fn panic(&self) {
         self.metrics.panics.fetch_add(1, Ordering::Relaxed);
@@ -221,7 +231,6 @@ mod tests {
     use std::{
         io::Write,
         process::{Command, Stdio},
-        time::Duration,
     };
 
     use super::*;
