@@ -143,8 +143,13 @@ pub fn parse_authority(raw: &[u8], head: &mut RequestHead) -> Result<(), Reason>
 }
 
 fn parse_port(digits: &[u8]) -> Result<u16, Reason> {
-    let plain = matches!(digits, [b'1'..=b'9', ..]) && digits.iter().all(u8::is_ascii_digit);
-    let port = str::from_utf8(digits).ok().filter(|_| plain).and_then(|digits| digits.parse().ok());
+    if !matches!(digits, [b'1'..=b'9', ..]) {
+        return Err(Reason::BadRequest);
+    }
+    let port = digits.iter().try_fold(0_u16, |port, digit| {
+        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
+        port.checked_mul(10)?.checked_add(digit)
+    });
     port.ok_or(Reason::BadRequest)
 }
 
