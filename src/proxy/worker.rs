@@ -17,7 +17,7 @@ use crate::{
     firewall::{Firewall, Refusal},
     http::{
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
-        message::{RequestHead, ResponseHead},
+        message::RequestHead,
         proxy_protocol::Ends,
     },
     observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
@@ -29,9 +29,9 @@ use crate::{
     },
 };
 
-/// Heads of each kind kept for reuse, and how large one may have grown: 4 MiB of each in all.
-const KEPT_HEADS: usize = 512;
+/// How large a request head that is kept for reuse may have grown, and all of them together.
 const KEPT_HEAD_BYTES: usize = 8 * 1024;
+const KEPT_BYTES: usize = 4 * 1024 * 1024;
 
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
@@ -47,7 +47,8 @@ pub struct Worker {
     /// Request heads that no request uses; idle connections hold none.
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
-    responses: RefCell<Vec<ResponseHead>>,
+    /// The memory of those heads.
+    head_bytes: Cell<usize>,
     /// The same moment on both clocks.
     clocks: Cell<(Instant, SystemTime)>,
 }
@@ -122,7 +123,7 @@ impl Worker {
             cutting: Cell::new(false),
             connections: RefCell::default(),
             heads: RefCell::default(),
-            responses: RefCell::default(),
+            head_bytes: Cell::new(0),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
@@ -143,28 +144,18 @@ impl Worker {
 
     /// An empty head with memory from earlier requests.
     pub fn take_head(&self) -> Box<RequestHead> {
-        self.heads.borrow_mut().pop().unwrap_or_default()
+        let Some(head) = self.heads.borrow_mut().pop() else { return Box::default() };
+        self.head_bytes.set(self.head_bytes.get() - head.bytes());
+        head
     }
 
     /// Keeps a head for a later request, unless its memory has grown large.
     pub fn give_head(&self, mut head: Box<RequestHead>) {
-        let mut heads = self.heads.borrow_mut();
-        if heads.len() < KEPT_HEADS && head.capacity() <= KEPT_HEAD_BYTES {
+        let bytes = self.head_bytes.get() + head.bytes();
+        if bytes <= KEPT_BYTES && head.bytes() <= KEPT_HEAD_BYTES {
             head.clear();
-            heads.push(head);
-        }
-    }
-
-    /// The same for the head of a response.
-    pub fn take_response(&self) -> ResponseHead {
-        self.responses.borrow_mut().pop().unwrap_or_default()
-    }
-
-    pub fn give_response(&self, mut head: ResponseHead) {
-        let mut responses = self.responses.borrow_mut();
-        if responses.len() < KEPT_HEADS && head.fields.capacity() <= KEPT_HEAD_BYTES {
-            head.clear();
-            responses.push(head);
+            self.head_bytes.set(bytes);
+            self.heads.borrow_mut().push(head);
         }
     }
 

@@ -25,7 +25,8 @@ pub struct Open(Arc<BackendCells>);
 /// An HTTP/1 connection that one request has for itself.
 #[derive(Debug)]
 pub struct Lease {
-    pub connection: h1::Connection,
+    /// Boxed: it goes from the pool to a request and back, and should not be copied each time.
+    pub connection: Box<h1::Connection>,
     /// It carried a request before.
     pub reused: bool,
     _open: Open,
@@ -65,7 +66,7 @@ impl Drop for Open {
 
 impl Lease {
     pub fn new(connection: h1::Connection, open: Open) -> Self {
-        Lease { connection, reused: false, _open: open }
+        Lease { connection: Box::new(connection), reused: false, _open: open }
     }
 }
 
