@@ -20,7 +20,7 @@ use crate::{
         message::RequestHead,
         proxy_protocol::Ends,
     },
-    observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
+    observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Quoted, Record, RouteCells, Shard},
     proxy::route::RouteTable,
     upstream::{
         balance::{Balancer, Tried},
@@ -77,6 +77,8 @@ pub struct View {
     pub firewall: Arc<Firewall>,
     pub listeners: Vec<ListenerView>,
     pub clusters: Vec<ClusterView>,
+    /// The routes' names.
+    pub routes: Vec<Quoted>,
     /// Some cluster tells its backends a connection's two ends, so each connection has to know them.
     pub names_clients: bool,
 }
@@ -84,6 +86,7 @@ pub struct View {
 #[derive(Debug)]
 pub struct ListenerView {
     pub name: String,
+    pub quoted_name: Quoted,
     pub routes: RouteTable,
     pub cells: Arc<ListenerCells>,
     pub limits: RequestLimits,
@@ -97,6 +100,7 @@ pub struct ListenerView {
 
 #[derive(Debug)]
 pub struct ClusterView {
+    pub name: Quoted,
     pub cluster: Arc<Cluster>,
     pub cells: Arc<ClusterCells>,
     pub backends: Vec<BackendView>,
@@ -105,6 +109,7 @@ pub struct ClusterView {
 
 #[derive(Debug)]
 pub struct BackendView {
+    pub name: Quoted,
     pub cells: Arc<BackendCells>,
     pub pool: RefCell<Pool>,
     /// Held while a shared connection is being made, so that a burst makes one and not hundreds.
@@ -285,6 +290,7 @@ impl View {
                 .map(|index| ListenerView::new(config, index, https_port, shard))
                 .collect(),
             clusters: clusters.iter().map(|cluster| ClusterView::new(cluster, shard, seed)).collect(),
+            routes: config.routes.iter().map(|route| Quoted::new(&route.name)).collect(),
             names_clients: clusters.iter().any(|cluster| cluster.config.proxy_protocol),
         }
     }
@@ -302,6 +308,7 @@ impl ListenerView {
         let listener = &config.listeners[index];
         ListenerView {
             name: listener.name.clone(),
+            quoted_name: Quoted::new(&listener.name),
             routes: RouteTable::new(&config.routes, index),
             cells: shard.listener(&listener.name),
             limits: request_limits(listener),
@@ -345,12 +352,14 @@ fn request_limits(listener: &Listener) -> RequestLimits {
 impl ClusterView {
     fn new(cluster: &Arc<Cluster>, shard: &Shard, seed: u64) -> Self {
         ClusterView {
+            name: Quoted::new(cluster.name()),
             cluster: cluster.clone(),
             cells: shard.cluster(cluster.name()),
             backends: cluster
                 .backends
                 .iter()
                 .map(|backend| BackendView {
+                    name: Quoted::new(&backend.address),
                     cells: shard.backend(cluster.name(), &backend.address),
                     pool: RefCell::default(),
                     connecting: tokio::sync::Mutex::new(()),
