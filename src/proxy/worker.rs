@@ -20,7 +20,9 @@ use crate::{
         message::RequestHead,
         proxy_protocol::Ends,
     },
-    observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Quoted, Record, RouteCells, Shard},
+    observe::{
+        BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Quoted, Record, RouteCells, Shard,
+    },
     proxy::route::RouteTable,
     upstream::{
         balance::{Balancer, Tried},
