@@ -1,6 +1,6 @@
 //! One try of a request on one backend: a connection, the request, the response.
 
-use std::{future::poll_fn, io, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use tokio::time::Instant;
@@ -64,15 +64,15 @@ impl Target<'_> {
 }
 
 /// Counts a request to a backend exactly once, however it ends.
-struct Counted {
-    cells: Arc<BackendCells>,
+struct Counted<'v> {
+    cells: &'v BackendCells,
     status: Option<u16>,
     head_after: Option<Duration>,
     /// When the request was sent.
     sent: Instant,
 }
 
-impl Drop for Counted {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.cells.request_finished(self.status, self.head_after);
     }
@@ -91,7 +91,7 @@ pub async fn attempt<D: Downstream>(
     target.backend.cells.request_started();
     // The first attempt begins with the request, unless that had to wait for its body.
     let sent = if flight.attempts == 1 && !flight.waited { flight.started } else { Instant::now() };
-    let mut counted = Counted { cells: target.backend.cells.clone(), status: None, head_after: None, sent };
+    let mut counted = Counted { cells: &target.backend.cells, status: None, head_after: None, sent };
     match cluster.cluster.config.protocol {
         Protocol::Http1 => over_http1(flight, (down, patience), target, &mut counted).await,
         Protocol::H2 => Box::pin(over_h2(flight, (down, patience), target, &mut counted)).await,
@@ -102,7 +102,7 @@ async fn over_http1<D: Downstream>(
     flight: &mut Flight<'_>,
     (down, patience): (&mut D, &mut Patience<'_>),
     target: Target<'_>,
-    counted: &mut Counted,
+    counted: &mut Counted<'_>,
 ) -> Result<(), Failed> {
     let config = &target.cluster.cluster.config;
     let pool = &target.backend.pool;
@@ -118,11 +118,10 @@ async fn over_http1<D: Downstream>(
     lease.connection.send_request(&head.method, &head.target, head.body, |out| {
         forward::write_http1(flight, &config.backends[target.index].address, out);
     });
-    let mut response = flight.worker.take_response();
-    let result = exchange(flight, (down, patience), (&mut lease.connection, config), counted, &mut response);
+    let mut response = ResponseHead::default();
+    let result = exchange(flight, (down, patience), (&mut *lease.connection, config), counted, &mut response);
     let result = result.await;
     let reusable = response.keep_alive;
-    flight.worker.give_response(response);
     match result {
         Ok(done) => {
             if done.complete && reusable {
@@ -161,7 +160,7 @@ async fn over_h2<D: Downstream>(
     flight: &mut Flight<'_>,
     (down, patience): (&mut D, &mut Patience<'_>),
     target: Target<'_>,
-    counted: &mut Counted,
+    counted: &mut Counted<'_>,
 ) -> Result<(), Failed> {
     let config = &target.cluster.cluster.config;
     let mut handle = shared(target).await?;
@@ -228,7 +227,7 @@ fn h2_head(flight: &Flight<'_>, tls: bool, fallback: &str) -> Result<h2::upstrea
         fields.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     let authority = flight.head.authority();
-    let authority = if authority.is_empty() { fallback } else { &authority };
+    let authority = if authority.is_empty() { fallback } else { authority };
     let target = if flight.head.target == "*" { "/" } else { &flight.head.target };
     let uri = Uri::builder()
         .scheme(if tls { "https" } else { "http" })
@@ -244,7 +243,7 @@ async fn exchange<D: Downstream, U: Respond>(
     flight: &mut Flight<'_>,
     (down, patience): (&mut D, &mut Patience<'_>),
     (up, config): (&mut U, &crate::config::Cluster),
-    counted: &mut Counted,
+    counted: &mut Counted<'_>,
     response: &mut ResponseHead,
 ) -> Result<Done, Failed> {
     let view = flight.view.clone();

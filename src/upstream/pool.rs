@@ -25,7 +25,8 @@ pub struct Open(Arc<BackendCells>);
 /// An HTTP/1 connection that one request has for itself.
 #[derive(Debug)]
 pub struct Lease {
-    pub connection: h1::Connection,
+    /// Boxed: it goes from the pool to a request and back, and should not be copied each time.
+    pub connection: Box<h1::Connection>,
     /// It carried a request before.
     pub reused: bool,
     /// Of the TLS settings that it was made by.
@@ -71,7 +72,7 @@ impl Drop for Open {
 impl Lease {
     /// `generation` is that of the backend's TLS settings before the connection was made.
     pub fn new(connection: h1::Connection, open: Open, generation: u32) -> Self {
-        Lease { connection, reused: false, generation, _open: open }
+        Lease { connection: Box::new(connection), reused: false, generation, _open: open }
     }
 }
 

@@ -140,7 +140,7 @@ impl Connection {
                 let mut head = new_head();
                 let ended = request.body().is_end_stream();
                 let verdict = convert::read_request(&request, ended, &self.head, &mut head);
-                let claim = self.heads.claim(head.capacity());
+                let claim = self.heads.claim(head.bytes());
                 let stream = Stream::new((request.into_body(), ended), respond, (self.budget.clone(), claim));
                 Poll::Ready(Some(Accepted { head, stream, verdict }))
             }
