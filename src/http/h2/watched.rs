@@ -4,7 +4,6 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use tokio::{
@@ -45,11 +44,6 @@ impl Watched<Lingering> {
     /// Has the connection reset when it is dropped.
     pub(super) fn give_up(&self) {
         self.inner.give_up();
-    }
-
-    /// Has the kernel give up the client when it takes nothing for so long.
-    pub(super) fn limit_silence(&self, limit: Duration) {
-        self.inner.limit_silence(limit);
     }
 }
 
