@@ -134,7 +134,7 @@ def unread(target, count):
                               receive_buffer=4096) for _ in range(count)]
     for connection in connections:
         connection.pending += b"".join(get(2 * stream + 1, "/big") for stream in range(100))
-    drive(connections, speak=lambda _: b"", every=0.5, read=0, spread=1)
+    drive(connections, speak=lambda _: b"", every=0.5, read=0, spread=1, reader=True)
     close(connections)
     return connections
 

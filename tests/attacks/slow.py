@@ -58,7 +58,7 @@ def tls_readers(target, count):
 
 
 def _read_nothing(connections):
-    drive(connections, speak=lambda _: b"", every=0.5, read=0, spread=SPREAD)
+    drive(connections, speak=lambda _: b"", every=0.5, read=0, spread=SPREAD, reader=True)
     close(connections)
     return connections
 
@@ -66,6 +66,6 @@ def _read_nothing(connections):
 def dripping_readers(target, count):
     """Asks for eight MiB and reads a little of it again and again, so that something always moves."""
     connections = _open(target, count, _head("/big"), receive_buffer=32768)
-    drive(connections, speak=lambda _: b"", every=0.5, read=30, spread=SPREAD)
+    drive(connections, speak=lambda _: b"", every=0.5, read=30, spread=SPREAD, reader=True)
     close(connections)
     return connections

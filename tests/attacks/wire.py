@@ -140,12 +140,19 @@ def goaway(connection: Connection) -> int | None:
     return None
 
 
-def drive(connections: list, *, speak, every: float = 0.0, read: int = 65536, over=None, spread: float = 0.0):
+def _last_arrival(connection: Connection) -> float:
+    """When the kernel got the last bytes for us (`tcpi_last_data_recv`), whether or not anybody has read them."""
+    info = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56)
+    return time.monotonic() - struct.unpack_from("=I", info, 52)[0] / 1000
+
+
+def drive(connections: list, *, speak, every: float = 0.0, read: int = 65536, over=None, spread: float = 0.0,
+          reader: bool = False):
     """Keeps all connections busy until each has ended or `WITHIN` seconds are over; the first begins at once, the
     last `spread` seconds later, so that it is their number that counts and not their moment.
 
     `speak(connection)` gives the bytes of the next turn, one turn each `every` seconds (0: without a pause), and
-    `read` bytes are taken in each; `over(connection)` says how it ended where the end is something received.
+    `read` bytes are taken in each; a `reader`'s time begins with the last bytes that came for it; `over(connection)` says how it ended where the end is something received.
     """
     now = time.monotonic()
     deadline = now + spread + WITHIN
@@ -160,6 +167,8 @@ def drive(connections: list, *, speak, every: float = 0.0, read: int = 65536, ov
         began = time.monotonic()
         for connection in alive:
             _turn(connection, speak, every, read, over)
+            if reader and connection.said and connection.ended is None:
+                connection.began = max(connection.began, _last_arrival(connection))
         for file, event in poller.poll(0):
             poller.unregister(file)
             # Last words may still be there.
