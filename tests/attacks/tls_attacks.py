@@ -86,7 +86,7 @@ def renegotiation(target, count):
         time.sleep(0.5)
         client.kill()
         output = client.communicate()[0]
-        if b"RENEGOTIATING" not in output or output.count(b"ServerHello\n") != 1:
+        if output.count(b"ClientHello\n") != 2 or output.count(b"ServerHello\n") != 1:
             raise RuntimeError("renegotiated, or not even asked to")
         connection.end("refused")
         connections.append(connection)
