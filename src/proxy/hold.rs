@@ -34,13 +34,13 @@ pub async fn hold<D: Downstream>(
     // Mostly it came with its head.
     let first = poll_fn(|cx| Poll::Ready(down.poll_hold(cx, count))).await;
     if let Poll::Ready(result) = first {
-        return result.map_err(reason_of);
+        return result.map_err(|error| reason_of(&error));
     }
     flight.waited = true;
     let mut held = down.held();
     let result = poll_fn(|cx| {
         if let Poll::Ready(result) = down.poll_hold(cx, count) {
-            return Poll::Ready(result.map_err(reason_of));
+            return Poll::Ready(result.map_err(|error| reason_of(&error)));
         }
         let moved = held != down.held();
         held = down.held();
@@ -72,7 +72,7 @@ fn wait(flight: &Flight<'_>, limits: &Limits, held: usize) -> Wait {
     Wait { until: floor, ..Wait::new(Reason::BodyTimeout, limits.body_idle_timeout) }
 }
 
-fn reason_of(error: BodyError) -> Reason {
+fn reason_of(error: &BodyError) -> Reason {
     match error {
         BodyError::Malformed => Reason::BadRequest,
         BodyError::TooLarge => Reason::HeadTooLarge,

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use memchr::memchr;
 
 use crate::{
     error::Reason,
@@ -100,17 +101,25 @@ fn passes(name: &[u8], value: &[u8], limits: &HeadLimits, head: &mut RequestHead
     match FieldId::of(name) {
         FieldId::Expect if value.eq_ignore_ascii_case(b"100-continue") => head.expects_continue = true,
         FieldId::Expect => return Err(Reason::BadRequest),
+        FieldId::Te => return Ok(value.eq_ignore_ascii_case(b"trailers")),
+        FieldId::Other if may_pass(name, limits.underscores) => return Ok(true),
+        FieldId::Other if !is_name(name) => return Err(Reason::BadRequest),
         FieldId::Host
         | FieldId::KeepAlive
         | FieldId::Proxy
         | FieldId::ProxyConnection
         | FieldId::Http2Settings
-        | FieldId::Upgrade => {}
-        FieldId::Te => return Ok(value.eq_ignore_ascii_case(b"trailers")),
-        FieldId::Other => return Ok(may_pass(name, limits.underscores)),
+        | FieldId::Upgrade
+        | FieldId::Other => {}
         _ => return Ok(true),
     }
     Ok(false)
+}
+
+/// Whether a name that came over HTTP/2 is one in HTTP/1: the http crate lets this byte pass there,
+/// and no other that RFC 9110 §5.6.2 doesn't.
+fn is_name(name: &[u8]) -> bool {
+    memchr(b'"', name).is_none()
 }
 
 /// The one length that the fields announce.
@@ -125,12 +134,15 @@ fn content_length(fields: &Fields) -> Result<Option<u64>, Reason> {
     length.map(Some).ok_or(Reason::BadRequest)
 }
 
-/// A response head from a backend; `None` where a length it announces makes no sense.
+/// A response head from a backend; `None` where a length it announces makes no sense, or a name is none.
 pub fn read_response<B>(response: &Response<B>, ended: bool, head: &mut ResponseHead) -> Option<()> {
     head.clear();
     head.status = response.status();
     head.version = Version::H2;
     for (name, value) in response.headers() {
+        if !is_name(name.as_str().as_bytes()) {
+            return None;
+        }
         head.fields.push(name.as_str().as_bytes(), value.as_bytes());
     }
     let length = content_length(&head.fields).ok()?;
@@ -179,4 +191,20 @@ pub fn read_trailers(map: &HeaderMap, underscores: Underscores) -> Option<Fields
     }
     fields.retain(|id, name| may_pass(name, underscores) && !is_forbidden_trailer(id, name));
     (!fields.is_empty()).then_some(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::h1::is_token;
+
+    #[test]
+    fn every_name_that_the_http_crate_takes_is_a_token_or_refused() {
+        for byte in 0..=u8::MAX {
+            let name = [b'a', byte, b'b'];
+            if HeaderName::from_lowercase(&name).is_ok() {
+                assert_eq!(is_token(&name), is_name(&name), "{byte}");
+            }
+        }
+    }
 }
