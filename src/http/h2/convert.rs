@@ -78,6 +78,9 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
         if size > limits.field_bytes || bytes > limits.head_bytes {
             return Err(Reason::HeadTooLarge);
         }
+        if has_outer_blanks(value.as_bytes()) {
+            return Err(Reason::BadRequest);
+        }
         if crumbled && name == http::header::COOKIE {
             continue;
         }
@@ -87,7 +90,8 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
     }
     if crumbled {
         // Browsers send each cookie as a field of its own; HTTP/1 knows one (RFC 9113 §8.2.3).
-        let cookie = crumbs.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+        let crumbs = crumbs.iter().map(HeaderValue::as_bytes).filter(|crumb| !crumb.is_empty());
+        let cookie = crumbs.collect::<Vec<_>>().join(&b"; "[..]);
         if cookie.len() > limits.field_bytes {
             return Err(Reason::HeadTooLarge);
         }
@@ -114,6 +118,11 @@ fn passes(name: &[u8], value: &[u8], limits: &HeadLimits, head: &mut RequestHead
         _ => return Ok(true),
     }
     Ok(false)
+}
+
+/// Blanks around a value make an HTTP/2 request malformed (RFC 9113 §8.2.1).
+fn has_outer_blanks(value: &[u8]) -> bool {
+    matches!(value, [b' ' | b'\t', ..] | [.., b' ' | b'\t'])
 }
 
 /// Whether a name that came over HTTP/2 is one in HTTP/1: the http crate lets this byte pass there,
@@ -196,7 +205,38 @@ pub fn read_trailers(map: &HeaderMap, underscores: Underscores) -> Option<Fields
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::h1::is_token;
+    use crate::http::h1::{head::Underscores, is_token};
+
+    const LIMITS: HeadLimits = HeadLimits {
+        head_bytes: 1024,
+        uri_bytes: 1024,
+        field_bytes: 1024,
+        fields: 10,
+        underscores: Underscores::Drop,
+    };
+
+    fn cookie_of(crumbs: &[&str]) -> Option<String> {
+        let mut request = Request::builder().uri("https://a/");
+        for crumb in crumbs {
+            request = request.header("cookie", *crumb);
+        }
+        let mut head = RequestHead::default();
+        read_request(&request.body(()).unwrap(), true, &LIMITS, &mut head).ok()?;
+        Some(String::from_utf8_lossy(head.fields.find(b"cookie")?).into_owned())
+    }
+
+    #[test]
+    fn crumbs_become_one_cookie_without_blanks_around_it() {
+        for (crumbs, cookie) in [
+            (&["a=b"][..], Some("a=b")),
+            (&["a=b", "c=d"], Some("a=b; c=d")),
+            (&["a=b", "", "c=d", ""], Some("a=b; c=d")),
+            (&["", ""], Some("")),
+            (&["a=b ", "c=d"], None),
+        ] {
+            assert_eq!(cookie_of(crumbs).as_deref(), cookie, "{crumbs:?}");
+        }
+    }
 
     #[test]
     fn every_name_that_the_http_crate_takes_is_a_token_or_refused() {
