@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Phase,
+    Phase, backend_tls,
     bind::{AdminDoor, SocketFile},
     lists,
 };
@@ -80,6 +80,7 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
     for cluster in &control.admin.clusters {
         tasks.spawn(probe::run(cluster.clone(), all, reporter(cluster, &shard)));
     }
+    tasks.spawn(backend_tls::keep(control.admin.clusters.clone()));
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
     tokio::select! {
         () = signals.end(control.log) => {}

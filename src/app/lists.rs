@@ -1,32 +1,18 @@
 //! Keeps the firewall's tables: list files that change are loaded anew, bans that end are forgotten.
-//!
-//! Files are looked at every few seconds instead of being watched: that works for mounted volumes
-//! and for files that are replaced through symbolic links, and costs one `stat` a file.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::files::{Files, LOOK};
 use crate::{
     firewall::{Firewall, Lists},
     observe::Metrics,
 };
 
-/// How long a change may go unseen.
-const LOOK: Duration = Duration::from_secs(2);
-
-/// What tells one state of a file from the next: device, inode, size, time of change.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
-
 struct Watched {
     lists: Arc<Lists>,
-    stamps: Vec<Stamp>,
+    files: Files,
 }
 
 /// Runs for ever.
@@ -48,29 +34,14 @@ pub(super) async fn keep(firewall: Arc<Firewall>, metrics: Arc<Metrics>) {
 
 impl Watched {
     fn new(lists: Arc<Lists>) -> Self {
-        let mut watched = Watched { lists, stamps: Vec::new() };
-        watched.stamps = watched.look();
-        watched
-    }
-
-    fn look(&self) -> Vec<Stamp> {
-        self.lists.written.files.iter().map(|(path, _)| stamp(path)).collect()
+        let files = Files::new(lists.written.files.iter().map(|(path, _)| path.as_path()));
+        Watched { lists, files }
     }
 
     /// The lists, if a file of theirs has changed since the last look.
     fn changed(&mut self) -> Option<Arc<Lists>> {
-        let stamps = self.look();
-        if stamps == self.stamps {
-            return None;
-        }
-        self.stamps = stamps;
-        Some(self.lists.clone())
+        self.files.look().then(|| self.lists.clone())
     }
-}
-
-fn stamp(path: &Path) -> Stamp {
-    let found = fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
 }
 
 /// Loads lists anew and says so; whether it went well.

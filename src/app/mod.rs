@@ -3,8 +3,10 @@
 //! Nothing is bound before the configuration is known to be good, nothing is spawned before
 //! everything is bound, and a drain ends with the last connection or at its deadline.
 
+mod backend_tls;
 mod bind;
 mod control;
+mod files;
 mod lists;
 mod privileges;
 mod sandbox;
@@ -177,6 +179,8 @@ fn acceptors(config: &Config) -> Result<Vec<Option<tls::Acceptor>>, StartError> 
 /// Fills in the metrics that are there from the start.
 fn announce(config: &Config, clusters: &[Arc<Cluster>], metrics: &Metrics, shard: &Shard) {
     for cluster in clusters {
+        let unverified = cluster.config.tls.as_ref().is_some_and(|tls| !tls.verify);
+        shard.cluster(cluster.name()).set_exposed(cluster.config.is_plaintext(), unverified);
         for backend in &cluster.backends {
             let cells = shard.backend(cluster.name(), &backend.address);
             cells.set_up(backend.is_up());

@@ -34,6 +34,7 @@ impl Default for Limits {
             body_min_rate: 240,
             body_rate_grace: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
+            write_min_rate: 240,
             tunnel_idle_timeout: Duration::from_hours(1),
             connections: None,
             connections_per_ip: None,
@@ -77,6 +78,7 @@ pub(super) fn read(table: &mut Table<'_>, base: &Limits) -> Limits {
         body_min_rate: At::or(table.optional("body_min_rate", size(0..=GIB)), base.body_min_rate),
         body_rate_grace: At::or(table.optional("body_rate_grace", duration), base.body_rate_grace),
         write_timeout: At::or(table.optional("write_timeout", duration), base.write_timeout),
+        write_min_rate: At::or(table.optional("write_min_rate", size(0..=GIB)), base.write_min_rate),
         tunnel_idle_timeout: At::or(
             table.optional("tunnel_idle_timeout", duration),
             base.tunnel_idle_timeout,

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod admin;
+mod cluster_tls;
 mod diagnostics;
 mod file;
 mod firewall;
@@ -31,9 +32,13 @@ use std::{
 
 pub use self::{
     admin::Token,
+    cluster_tls::{
+        ClientAuthority, ClientCertificate, ClusterTls, PinnedName, RevocationLists, TrustedCa, private_ca,
+    },
     diagnostics::{Diagnostics, Problem, Severity, Span},
     identity::{IdentityFields, is_identity},
     networks::{ListError, Networks, Verdict},
+    pem::date_text,
 };
 
 /// Reads a configuration file and the files it names.
@@ -338,6 +343,8 @@ pub struct Limits {
     pub body_min_rate: u64,
     pub body_rate_grace: Duration,
     pub write_timeout: Duration,
+    /// Bytes a second that a client must take of what waits for it; 0 turns it off.
+    pub write_min_rate: u64,
     pub tunnel_idle_timeout: Duration,
     /// `None`: derived from the file limit at start.
     pub connections: Option<usize>,
@@ -413,6 +420,25 @@ pub struct Backend {
     pub weight: u32,
 }
 
+impl Backend {
+    /// Whether what is sent to it stays on this machine.
+    pub fn is_local(&self) -> bool {
+        let host = self.host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&self.host);
+        match host.parse::<std::net::IpAddr>() {
+            Ok(ip) => ip.to_canonical().is_loopback(),
+            // RFC 6761 §6.3
+            Err(_) => host == "localhost" || host.ends_with(".localhost"),
+        }
+    }
+}
+
+impl Cluster {
+    /// Whether a part of what it is sent leaves this machine in clear text.
+    pub fn is_plaintext(&self) -> bool {
+        self.tls.is_none() && self.backends.iter().any(|backend| !backend.is_local())
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
     RoundRobin,
@@ -423,21 +449,6 @@ pub enum Policy {
 pub enum Protocol {
     Http1,
     H2,
-}
-
-#[derive(Debug, Clone)]
-pub struct ClusterTls {
-    pub ca: TrustedCa,
-    /// The name asked for and verified; default: the backend's host.
-    pub server_name: Option<String>,
-    /// `verify = "off-insecure"` makes it false.
-    pub verify: bool,
-}
-
-#[derive(Debug, Clone)]
-pub enum TrustedCa {
-    System,
-    File(PathBuf, Arc<[rustls::pki_types::CertificateDer<'static>]>),
 }
 
 #[derive(Debug, Clone)]

@@ -11,16 +11,19 @@ use std::{
 };
 
 use rustls::{
-    Error, InconsistentKeys,
+    Error, InconsistentKeys, RootCertStore,
     crypto::aws_lc_rs::sign::any_supported_type,
-    pki_types::{CertificateDer, PrivateKeyDer},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer},
     sign::CertifiedKey,
 };
 use rustls_pemfile::Item;
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+use x509_parser::{
+    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer,
+    revocation_list::CertificateRevocationList,
+};
 
 use super::{
-    Certificate, TrustedCa,
+    Certificate,
     diagnostics::{Problem, Span, quote},
     file::CertificateFiles,
     reader::At,
@@ -44,32 +47,103 @@ pub(super) fn certificate(
     base: &Path,
     problems: &mut Vec<Problem>,
 ) -> Option<Certificate> {
+    let (certificate, facts) = pair(files, base, problems)?;
+    problems.extend(facts.doubts(&certificate.chain_file, &files.chain.span, "clients"));
+    problems.extend(facts.nameless(&certificate.chain_file, &files.chain.span));
+    Some(certificate)
+}
+
+/// Reads a certificate with its key that we show to backends.
+pub(super) fn client_certificate(
+    files: &CertificateFiles,
+    base: &Path,
+    problems: &mut Vec<Problem>,
+) -> Option<Certificate> {
+    let (certificate, facts) = pair(files, base, problems)?;
+    problems.extend(facts.doubts(&certificate.chain_file, &files.chain.span, "backends"));
+    Some(certificate)
+}
+
+/// Reads the authority of the private CA that balancers have; a group of them may share its key.
+pub(super) fn client_authority(files: &CertificateFiles, problems: &mut Vec<Problem>) -> Option<Certificate> {
+    problems.extend(check_access(&files.key.value, &files.key.span, "the private key", 0o026));
+    let (certificate, facts) = unguarded_pair(files, Path::new(""), problems)?;
+    problems.extend(facts.doubts(&certificate.chain_file, &files.chain.span, "backends"));
+    Some(certificate)
+}
+
+fn pair(files: &CertificateFiles, base: &Path, problems: &mut Vec<Problem>) -> Option<(Certificate, Facts)> {
+    problems.extend(check_mode(&base.join(&files.key.value), &files.key.span, "the private key"));
+    unguarded_pair(files, base, problems)
+}
+
+/// Certificate and key, whoever else may read the key.
+fn unguarded_pair(
+    files: &CertificateFiles,
+    base: &Path,
+    problems: &mut Vec<Problem>,
+) -> Option<(Certificate, Facts)> {
     let (chain_file, key_file) = (base.join(&files.chain.value), base.join(&files.key.value));
     let chain = reported(read_chain(&chain_file, &files.chain), problems);
     let key = reported(read_key(&key_file, &files.key), problems);
-    problems.extend(check_mode(&key_file, &files.key.span, "the private key"));
     let chain = chain?;
     let facts = reported(Facts::read(&chain, &chain_file, &files.chain.span), problems)?;
     let key = key?;
     reported(check_match(&chain, &key, &chain_file, files), problems)?;
-    problems.extend(facts.doubts(&chain_file, &files.chain.span));
-    let Facts { names, serial, not_after, .. } = facts;
-    Some(Certificate { chain_file, key_file, chain, key, names, serial, not_after })
+    let (names, serial, not_after) = (facts.names.clone(), facts.serial.clone(), facts.not_after);
+    Some((Certificate { chain_file, key_file, chain, key, names, serial, not_after }, facts))
 }
 
 /// Reads the certificates that a cluster's backends are verified against.
-pub(super) fn trusted_ca(ca: &At<PathBuf>, base: &Path, problems: &mut Vec<Problem>) -> Option<TrustedCa> {
-    let path = base.join(&ca.value);
-    let certificates = reported(read_chain(&path, ca), problems)?;
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in &certificates {
-        if let Err(error) = roots.add(certificate.clone()) {
-            let message = format!("{} can't be used as a certificate authority", quote_path(&path));
-            problems.push(Problem::error(ca.span.clone(), message).note(error.to_string()));
+pub(super) fn roots(
+    path: &Path,
+    written: &At<PathBuf>,
+    problems: &mut Vec<Problem>,
+) -> Option<RootCertStore> {
+    let certificates = reported(read_chain(path, written), problems)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        if let Err(error) = roots.add(certificate) {
+            let message = format!("{} can't be used as a certificate authority", quote_path(path));
+            problems.push(Problem::error(written.span.clone(), message).note(error.to_string()));
             return None;
         }
     }
-    Some(TrustedCa::File(path, Arc::from(certificates)))
+    Some(roots)
+}
+
+/// Reads lists of revoked certificates.
+pub(super) fn revocation_lists(
+    path: &Path,
+    written: &At<PathBuf>,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+    reported(read_revocation_lists(path, written), problems)
+}
+
+fn read_revocation_lists(
+    path: &Path,
+    written: &At<PathBuf>,
+) -> Checked<Vec<CertificateRevocationListDer<'static>>> {
+    let file = PemFile::read(path, written)?;
+    let lists: Vec<_> = file
+        .items()?
+        .into_iter()
+        .filter_map(|item| if let Item::Crl(list) = item { Some(list) } else { None })
+        .collect();
+    if lists.is_empty() {
+        let help = "a PEM file with lines such as -----BEGIN X509 CRL----- is expected";
+        return Err(Box::new(file.problem("holds no list of revoked certificates").help(help)));
+    }
+    for list in &lists {
+        CertificateRevocationList::from_der(list).map_err(|error| {
+            Box::new(
+                file.problem("holds a list of revoked certificates that can't be read")
+                    .note(error.to_string()),
+            )
+        })?;
+    }
+    Ok(lists)
 }
 
 fn reported<T>(result: Checked<T>, problems: &mut Vec<Problem>) -> Option<T> {
@@ -174,8 +248,12 @@ fn quote_path(path: &Path) -> String {
 
 /// Warns of a secret that more than its owner may read or change.
 pub(super) fn check_mode(path: &Path, span: &Span, what: &str) -> Option<Problem> {
+    check_access(path, span, what, 0o066)
+}
+
+fn check_access(path: &Path, span: &Span, what: &str, forbidden: u32) -> Option<Problem> {
     let mode = std::fs::metadata(path).ok()?.permissions().mode();
-    if mode & 0o066 == 0 {
+    if mode & forbidden == 0 {
         return None;
     }
     let message = format!("{what} {} is open to other users", quote_path(path));
@@ -242,27 +320,28 @@ impl Facts {
         })
     }
 
-    /// What makes clients refuse the certificate.
-    fn doubts(&self, path: &Path, span: &Span) -> Vec<Problem> {
+    /// What makes `peers` refuse the certificate.
+    fn doubts(&self, path: &Path, span: &Span, peers: &str) -> Vec<Problem> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         let path = quote_path(path);
         let mut doubts = Vec::new();
         if self.not_after < now {
             let message = format!("the certificate in {path} expired on {}", date_text(self.not_after));
-            doubts.push(Problem::warning(span.clone(), message).help("renew it; clients refuse it"));
+            doubts.push(Problem::warning(span.clone(), message).help(format!("renew it; {peers} refuse it")));
         }
         if self.not_before > now {
             let message =
                 format!("the certificate in {path} is not valid before {}", date_text(self.not_before));
             doubts.push(Problem::warning(span.clone(), message).help("check the clock of this machine"));
         }
-        if self.names.is_empty() {
-            let message = format!("the certificate in {path} has no subject alternative names");
-            doubts
-                .push(Problem::warning(span.clone(), message).help("issue one that has; clients refuse it"));
-        }
         doubts
+    }
+
+    fn nameless(&self, path: &Path, span: &Span) -> Option<Problem> {
+        let message = format!("the certificate in {} has no subject alternative names", quote_path(path));
+        let problem = Problem::warning(span.clone(), message).help("issue one that has; clients refuse it");
+        self.names.is_empty().then_some(problem)
     }
 }
 
@@ -280,7 +359,7 @@ fn alternative_name(name: &GeneralName<'_>) -> Option<String> {
 
 /// The day (UTC) of a time in seconds since the epoch, as `2026-08-01`: Howard Hinnant,
 /// "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-pub(super) fn date_text(seconds: i64) -> String {
+pub fn date_text(seconds: i64) -> String {
     let days = seconds.div_euclid(86_400) + 719_468;
     let era = days.div_euclid(146_097);
     let day_of_era = days.rem_euclid(146_097);

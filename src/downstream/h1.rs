@@ -143,6 +143,9 @@ async fn answer_unparsed(
 }
 
 async fn close(connection: &mut Connection) {
+    if connection.is_given_up() {
+        return;
+    }
     let ended = async {
         poll_fn(|cx| connection.poll_flush(cx)).await?;
         poll_fn(|cx| connection.poll_shutdown(cx)).await?;

@@ -26,7 +26,7 @@ use crate::{
     proxy::{
         self,
         flight::Flight,
-        patience::{Patience, Wait},
+        patience::{Indulgence, Patience, Wait},
         worker::{Client, Worker, reject},
     },
 };
@@ -47,6 +47,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     let Ok(Ok(mut connection)) = connection else { return };
     let idle = Wait::new(Reason::ClientClosed, limits.idle_timeout);
     let last_words = Wait::new(Reason::WriteTimeout, limits.write_timeout);
+    let mut indulgence = Indulgence::new(limits.write_timeout, limits.write_min_rate);
     let mut streams = FuturesUnordered::new();
     let mut draining = false;
     poll_fn(|cx| {
@@ -57,6 +58,15 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         let begin = |accepted| one_request(worker, client, accepted);
         if advance(&mut connection, &mut streams, begin, (worker, cx)).is_ready() {
             return Poll::Ready(());
+        }
+        if connection.is_blocked() {
+            // Whatever its streams wait for, and those that are over, whose answers still wait.
+            let until = Some(indulgence.end(Instant::now(), connection.written()));
+            let wait = Wait { until, ..last_words };
+            return patience.poll(cx, wait, true).map(|reason| client.cut_for.set(Some(reason)));
+        }
+        if indulgence.is_running() {
+            indulgence.pause(Instant::now(), connection.written());
         }
         if !streams.is_empty() {
             patience.rest();
@@ -74,13 +84,18 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     })
     .await;
     if connection.is_abused() {
-        client.abusive.set(true);
+        client.cut_for.set(Some(Reason::H2Abuse));
         reject(worker, client.listener, Reason::H2Abuse);
         view.firewall.rejected(client.listener, client.ip, Reason::H2Abuse, Instant::now().into_std());
         streams.clear();
         let farewell = Wait::new(Reason::H2Abuse, FAREWELL.min(limits.write_timeout));
+        let until = connection.is_blocked().then(|| indulgence.end(Instant::now(), connection.written()));
+        let farewell = Wait { until, ..farewell };
         // WHY: nobody is left to tell that the client did not take it.
         let _ = patience.limit(farewell, poll_fn(|cx| connection.poll_close(cx))).await;
+    }
+    if connection.is_blocked() {
+        connection.give_up();
     }
 }
 
@@ -102,28 +117,23 @@ fn settings(limits: &Limits, head: HeadLimits) -> Settings {
     }
 }
 
-/// Accepts streams and polls them until nothing moves, then sends what all of them had to say in as
-/// few writes as possible. Ready when the connection is over.
+/// Accepts streams, polls those that can go on, and sends what there is to send in as few writes as
+/// possible. Ready when the connection is over.
+///
+/// What the streams say here is sent the next time: the h2 crate wakes the task for it at once, so
+/// asking it once more would be work done twice.
 fn advance<F: Future<Output = ()>>(
     connection: &mut Connection,
     streams: &mut FuturesUnordered<F>,
     mut begin: impl FnMut(Accepted) -> F,
     (worker, cx): (&Worker, &mut Context<'_>),
 ) -> Poll<()> {
-    loop {
-        let mut moved = false;
-        while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {
-            let Some(accepted) = accepted else { return Poll::Ready(()) };
-            streams.push(begin(accepted));
-            moved = true;
-        }
-        while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {
-            moved = true;
-        }
-        if !moved {
-            break;
-        }
+    connection.begin_pass();
+    while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {
+        let Some(accepted) = accepted else { return Poll::Ready(()) };
+        streams.push(begin(accepted));
     }
+    while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {}
     match connection.poll_flush(cx) {
         Poll::Ready(Err(_)) => Poll::Ready(()),
         Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
@@ -132,7 +142,7 @@ fn advance<F: Future<Output = ()>>(
 
 async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
     let Accepted { mut head, mut stream, verdict } = accepted;
-    let mut deadline = Deadline::default();
+    let mut deadline = worker.take_deadline();
     let mut patience = Patience::new(&mut deadline);
     let mut flight = Flight::new(worker, client, &mut head, Instant::now());
     match verdict {
@@ -144,4 +154,5 @@ async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
     }
     drop(flight);
     worker.give_head(head);
+    worker.give_deadline(deadline);
 }

@@ -20,12 +20,17 @@ pub const LARGE_BLOCK: usize = 128 * 1024;
 pub const SEALED_BLOCK: usize = 4 * (16 * 1024 + 128);
 /// Idle blocks kept for each size and worker.
 const KEPT_BLOCKS: usize = 64;
+/// Large blocks in use on a worker, and as many for sealed records: 6 MiB in all. Whoever comes then
+/// does with small ones, so that peers that take nothing can't hold more.
+const LARGE_BLOCKS: usize = 32;
 
 #[derive(Default)]
 struct FreeList {
     small: Vec<Box<[u8]>>,
     large: Vec<Box<[u8]>>,
     sealed: Vec<Box<[u8]>>,
+    large_used: usize,
+    sealed_used: usize,
     write: Vec<Vec<u8>>,
 }
 
@@ -122,14 +127,14 @@ impl ReadBuffer {
     /// or doubles it. The caller bounds how much it lets in.
     fn make_room(&mut self) {
         if self.is_empty() {
-            let wanted = if self.bulk { LARGE_BLOCK } else { SMALL_BLOCK };
+            let wanted = if self.bulk && self.may_be_large() { LARGE_BLOCK } else { SMALL_BLOCK };
             if self.block.len() != wanted {
                 give(std::mem::replace(&mut self.block, take(wanted)));
             }
         } else if self.end == self.block.len() {
             if self.start == 0 {
                 self.move_to(self.block.len() * 2);
-            } else if self.bulk && self.block.len() < LARGE_BLOCK {
+            } else if self.bulk && self.block.len() < LARGE_BLOCK && self.may_be_large() {
                 self.move_to(LARGE_BLOCK);
             } else {
                 self.block.copy_within(self.start..self.end, 0);
@@ -137,6 +142,11 @@ impl ReadBuffer {
                 self.start = 0;
             }
         }
+    }
+
+    /// Whether a large block is there to be had, or had already.
+    fn may_be_large(&self) -> bool {
+        self.block.len() == LARGE_BLOCK || FREE.with_borrow(|free| free.large_used < LARGE_BLOCKS)
     }
 
     /// Takes another block that has room for the unread bytes.
@@ -202,6 +212,13 @@ impl WriteBuffer {
         }
     }
 
+    /// Lets go of the memory that a long head took, once that is written: its exchange may last.
+    pub fn release_if_large(&mut self) {
+        if self.bytes.capacity() > SMALL_BLOCK {
+            self.release_if_empty();
+        }
+    }
+
     /// Gives the memory back to the worker where no byte is in it.
     pub fn release_if_empty(&mut self) {
         if !self.is_empty() || self.bytes.capacity() == 0 {
@@ -225,11 +242,22 @@ impl Drop for WriteBuffer {
     }
 }
 
+/// Whether another block for sealed records may be taken.
+pub fn may_seal_at_large() -> bool {
+    FREE.with_borrow(|free| free.sealed_used < LARGE_BLOCKS)
+}
+
 fn take(size: usize) -> Box<[u8]> {
     let kept = FREE.with_borrow_mut(|free| match size {
         SMALL_BLOCK => free.small.pop(),
-        SEALED_BLOCK => free.sealed.pop(),
-        LARGE_BLOCK => free.large.pop(),
+        SEALED_BLOCK => {
+            free.sealed_used += 1;
+            free.sealed.pop()
+        }
+        LARGE_BLOCK => {
+            free.large_used += 1;
+            free.large.pop()
+        }
         _ => None,
     });
     kept.unwrap_or_else(|| vec![0; size].into_boxed_slice())
@@ -244,8 +272,14 @@ fn give(block: Box<[u8]>) {
         let free = &mut *free.borrow_mut();
         let list = match block.len() {
             SMALL_BLOCK => &mut free.small,
-            SEALED_BLOCK => &mut free.sealed,
-            LARGE_BLOCK => &mut free.large,
+            SEALED_BLOCK => {
+                free.sealed_used = free.sealed_used.saturating_sub(1);
+                &mut free.sealed
+            }
+            LARGE_BLOCK => {
+                free.large_used = free.large_used.saturating_sub(1);
+                &mut free.large
+            }
             _ => return,
         };
         if list.len() < KEPT_BLOCKS {

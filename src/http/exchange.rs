@@ -87,4 +87,7 @@ pub trait Downstream: Exchange {
 
     /// Makes an incomplete response look like one: reset the stream, or close without an end.
     fn abort(&mut self);
+
+    /// The same for a client that does not read: nothing more is tried.
+    fn give_up(&mut self);
 }

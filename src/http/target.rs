@@ -101,14 +101,14 @@ fn parse_absolute(raw: &str, host_known: bool, head: &mut RequestHead) -> Result
         _ => return Err(Reason::BadRequest),
     };
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let said = (std::mem::take(&mut head.host), head.port);
+    let said = (std::mem::take(&mut head.host), std::mem::take(&mut head.host_and_port), head.port);
     parse_authority(authority.as_bytes(), head)?;
     if host_known {
         let port_of = |port: Option<u16>| port.unwrap_or(default_port);
-        if said.0 != head.host || port_of(said.1) != port_of(head.port) {
+        if said.0 != head.host || port_of(said.2) != port_of(head.port) {
             return Err(Reason::BadRequest);
         }
-        (head.host, head.port) = said;
+        (head.host, head.host_and_port, head.port) = said;
     }
     match path {
         _ if path.starts_with('/') => parse_path(path, head),
@@ -137,14 +137,27 @@ pub fn parse_authority(raw: &[u8], head: &mut RequestHead) -> Result<(), Reason>
         _ => return Err(Reason::BadRequest),
     };
     if let [b'[', address @ .., b']'] = name {
-        return push_ipv6(address, &mut head.host);
+        push_ipv6(address, &mut head.host)?;
+    } else {
+        push_name(name.strip_suffix(b".").unwrap_or(name), &mut head.host)?;
     }
-    push_name(name.strip_suffix(b".").unwrap_or(name), &mut head.host)
+    if let Some(port) = head.port {
+        head.host_and_port.clear();
+        head.host_and_port.push_str(&head.host);
+        head.host_and_port.push(':');
+        head.host_and_port.push_str(itoa::Buffer::new().format(port));
+    }
+    Ok(())
 }
 
 fn parse_port(digits: &[u8]) -> Result<u16, Reason> {
-    let plain = matches!(digits, [b'1'..=b'9', ..]) && digits.iter().all(u8::is_ascii_digit);
-    let port = str::from_utf8(digits).ok().filter(|_| plain).and_then(|digits| digits.parse().ok());
+    if !matches!(digits, [b'1'..=b'9', ..]) {
+        return Err(Reason::BadRequest);
+    }
+    let port = digits.iter().try_fold(0_u16, |port, digit| {
+        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
+        port.checked_mul(10)?.checked_add(digit)
+    });
     port.ok_or(Reason::BadRequest)
 }
 

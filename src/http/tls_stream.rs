@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    buffer::{ReadBuffer, SEALED_BLOCK},
+    buffer::{ReadBuffer, SEALED_BLOCK, SMALL_BLOCK, may_seal_at_large},
     record_size::{FULL_BYTES, RecordSizes},
 };
 
@@ -34,6 +34,8 @@ const MESSAGE_ROOM: usize = 512;
 const OVERHEAD: usize = 128;
 /// What is sealed at once: as many full records as a block takes.
 const SEALED_BYTES: usize = SEALED_BLOCK / (FULL_BYTES + OVERHEAD) * FULL_BYTES;
+/// The same for a small block, however the records are cut.
+const SMALL_BYTES: usize = SMALL_BLOCK - 16 * OVERHEAD;
 /// The most ciphertext that may wait for its rest: a handshake message of 64 KiB in its records.
 const UNFINISHED_BYTES: usize = 96 * 1024;
 
@@ -256,7 +258,8 @@ impl TlsStream {
         if self.held == Held::Nothing || self.outgoing.data().len() + bytes.len() > FULL_BYTES {
             ready!(self.poll_send(cx))?;
         }
-        let bytes = &bytes[..bytes.len().min(SEALED_BYTES)];
+        let crowded = bytes.len() > SMALL_BYTES && self.outgoing.is_empty() && !may_seal_at_large();
+        let bytes = &bytes[..bytes.len().min(if crowded { SMALL_BYTES } else { SEALED_BYTES })];
         self.carry_out(cx, &Intent::Seal(bytes))?;
         Poll::Ready(Ok(bytes.len()))
     }

@@ -118,19 +118,17 @@ impl<'c> Flight<'c> {
 
     /// The id to forward and to log: ours, or the one that a trusted peer sent.
     pub fn id(&self) -> &[u8] {
-        match self.head.fields.get(FieldId::XRequestId) {
-            Some(id) if self.trusted && !id.is_empty() => id,
-            _ => &self.request_id,
-        }
+        let sent = if self.trusted { self.head.fields.get(FieldId::XRequestId) } else { None };
+        sent.filter(|id| !id.is_empty()).unwrap_or(&self.request_id)
     }
 
     /// Why a request was dropped on its way.
     fn cause_of_drop(&self) -> Reason {
-        match () {
-            () if std::thread::panicking() => Reason::Internal,
-            () if self.client.abusive.get() => Reason::H2Abuse,
-            () if self.worker.is_cutting() => Reason::Draining,
-            () => Reason::ClientClosed,
+        match self.client.cut_for.get() {
+            _ if std::thread::panicking() => Reason::Internal,
+            Some(reason) => reason,
+            None if self.worker.is_cutting() => Reason::Draining,
+            None => Reason::ClientClosed,
         }
     }
 
@@ -168,12 +166,11 @@ impl<'c> Flight<'c> {
     }
 
     fn log(&self, status: u16, took: Duration) {
-        let config = &self.view.config;
-        let cluster = self.cluster.map(|cluster| &config.clusters[cluster]);
+        let cluster = self.cluster.map(|cluster| &self.view.clusters[cluster]);
         let backend = cluster.zip(self.backend).map(|(cluster, index)| &cluster.backends[index]);
         let record = Record {
             time: self.worker.wall_clock(self.started),
-            listener: &self.listener().name,
+            listener: &self.listener().quoted_name,
             client_ip: &self.client_ip_text,
             peer: &self.client.peer_text,
             protocol: self.protocol(),
@@ -187,9 +184,9 @@ impl<'c> Flight<'c> {
             host: if self.unparsed { "" } else { &self.head.host },
             path: if self.unparsed { "" } else { self.head.path() },
             query: if self.unparsed { None } else { self.head.query() },
-            route: self.route.map(|route| config.routes[route].name.as_str()),
-            cluster: cluster.map(|cluster| cluster.name.as_str()),
-            backend: backend.map(|backend| backend.address.as_str()),
+            route: self.route.map(|route| &self.view.routes[route]),
+            cluster: cluster.map(|cluster| &cluster.name),
+            backend: backend.map(|backend| &backend.name),
             status,
             reason: self.reason,
             bytes_in: self.bytes_in,
@@ -197,7 +194,7 @@ impl<'c> Flight<'c> {
             attempts: self.attempts,
             duration: took,
             upstream_response: self.upstream_response,
-            request_id: std::str::from_utf8(self.id()).unwrap_or("-"),
+            request_id: self.id(),
             user_agent: self.head.fields.get(FieldId::UserAgent),
             referer: self.head.fields.get(FieldId::Referer),
         };

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::patience::{Patience, Wait};
+use super::patience::{Indulgence, Patience, Wait};
 use crate::{
     config::{Cluster, Limits},
     error::Reason,
@@ -30,6 +30,7 @@ pub struct Timeouts {
     body_rate: u64,
     rate_grace: Duration,
     write: Duration,
+    write_rate: u64,
     response: Duration,
     response_idle: Duration,
     pub tunnel: Duration,
@@ -95,6 +96,8 @@ pub struct Relay<'r, 'd, D, U> {
     awaits_continue: bool,
     /// The response's body did not come, or go, all at once.
     body_waited: bool,
+    /// With a client that is slow to take the response's body.
+    indulgence: Indulgence,
 }
 
 /// The backend's end of an exchange.
@@ -130,6 +133,7 @@ impl Timeouts {
             body_rate: if is_grpc { 0 } else { limits.body_min_rate },
             rate_grace: limits.body_rate_grace,
             write: limits.write_timeout,
+            write_rate: limits.write_min_rate,
             response: cluster.response_timeout,
             response_idle: if is_grpc { tunnel } else { cluster.response_idle_timeout },
             tunnel,
@@ -201,6 +205,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             upload_refused: false,
             awaits_continue: false,
             body_waited: false,
+            indulgence: Indulgence::new(timeouts.write, timeouts.write_rate),
         }
     }
 
@@ -324,18 +329,28 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(response_broken(&broken))),
                 Poll::Pending => self.body_waited = true,
             }
-            let wait = match self.download.waits_for {
-                WaitsFor::Sink => Wait::new(Reason::WriteTimeout, self.timeouts.write),
-                WaitsFor::Source if self.down.poll_gone(cx).is_ready() => {
-                    return Poll::Ready(Err(Reason::ClientClosed));
-                }
-                WaitsFor::Source => Wait::new(Reason::ResponseStalled, self.timeouts.response_idle),
-            };
+            let wait = self.download_wait();
+            if wait.reason == Reason::ResponseStalled && self.down.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(Reason::ClientClosed));
+            }
             // A client that trickles its body must still read its answer.
             let moved = self.download.moved || (self.upload.moved && wait.reason != Reason::WriteTimeout);
             self.patience.poll(cx, wait, moved).map(Err)
         })
         .await
+    }
+
+    /// What the download waits for: the backend's next bytes, or room at the client.
+    fn download_wait(&mut self) -> Wait {
+        let bytes = self.download.bytes;
+        if self.download.waits_for == WaitsFor::Source {
+            if self.indulgence.is_running() {
+                self.indulgence.pause(Instant::now(), bytes);
+            }
+            return Wait::new(Reason::ResponseStalled, self.timeouts.response_idle);
+        }
+        let until = Some(self.indulgence.end(Instant::now(), bytes));
+        Wait { until, ..Wait::new(Reason::WriteTimeout, self.timeouts.write) }
     }
 
     /// Carries a tunnel until both directions have ended.

@@ -16,11 +16,14 @@ use crate::{
     error::Reason,
     firewall::{Firewall, Refusal},
     http::{
+        deadline::Deadline,
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
-        message::{RequestHead, ResponseHead},
+        message::RequestHead,
         proxy_protocol::Ends,
     },
-    observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
+    observe::{
+        BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Quoted, Record, RouteCells, Shard,
+    },
     proxy::{
         load::{Load, Place},
         route::RouteTable,
@@ -32,9 +35,12 @@ use crate::{
     },
 };
 
-/// Heads of each kind kept for reuse, and how large one may have grown: 4 MiB of each in all.
-const KEPT_HEADS: usize = 512;
+/// How large a request head that is kept for reuse may have grown, and all of them together.
 const KEPT_HEAD_BYTES: usize = 8 * 1024;
+const KEPT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Timers kept for reuse. Each keeps what it last woke in memory, so these are fewer.
+const KEPT_DEADLINES: usize = 64;
 
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
@@ -51,7 +57,9 @@ pub struct Worker {
     /// Request heads that no request uses; idle connections hold none.
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
-    responses: RefCell<Vec<ResponseHead>>,
+    /// The memory of those heads.
+    head_bytes: Cell<usize>,
+    deadlines: RefCell<Vec<Deadline>>,
     /// The same moment on both clocks.
     clocks: Cell<(Instant, SystemTime)>,
 }
@@ -80,6 +88,8 @@ pub struct View {
     pub firewall: Arc<Firewall>,
     pub listeners: Vec<ListenerView>,
     pub clusters: Vec<ClusterView>,
+    /// The routes' names.
+    pub routes: Vec<Quoted>,
     /// Some cluster tells its backends a connection's two ends, so each connection has to know them.
     pub names_clients: bool,
 }
@@ -87,6 +97,7 @@ pub struct View {
 #[derive(Debug)]
 pub struct ListenerView {
     pub name: String,
+    pub quoted_name: Quoted,
     pub routes: RouteTable,
     pub cells: Arc<ListenerCells>,
     pub limits: RequestLimits,
@@ -100,6 +111,7 @@ pub struct ListenerView {
 
 #[derive(Debug)]
 pub struct ClusterView {
+    pub name: Quoted,
     pub cluster: Arc<Cluster>,
     pub cells: Arc<ClusterCells>,
     pub backends: Vec<BackendView>,
@@ -108,6 +120,7 @@ pub struct ClusterView {
 
 #[derive(Debug)]
 pub struct BackendView {
+    pub name: Quoted,
     pub cells: Arc<BackendCells>,
     pub pool: RefCell<Pool>,
     /// Held while a shared connection is being made, so that a burst makes one and not hundreds.
@@ -127,7 +140,8 @@ impl Worker {
             cutting: Cell::new(false),
             connections: RefCell::default(),
             heads: RefCell::default(),
-            responses: RefCell::default(),
+            head_bytes: Cell::new(0),
+            deadlines: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
@@ -148,28 +162,18 @@ impl Worker {
 
     /// An empty head with memory from earlier requests.
     pub fn take_head(&self) -> Box<RequestHead> {
-        self.heads.borrow_mut().pop().unwrap_or_default()
+        let Some(head) = self.heads.borrow_mut().pop() else { return Box::default() };
+        self.head_bytes.set(self.head_bytes.get() - head.bytes());
+        head
     }
 
     /// Keeps a head for a later request, unless its memory has grown large.
     pub fn give_head(&self, mut head: Box<RequestHead>) {
-        let mut heads = self.heads.borrow_mut();
-        if heads.len() < KEPT_HEADS && head.capacity() <= KEPT_HEAD_BYTES {
+        let bytes = self.head_bytes.get() + head.bytes();
+        if bytes <= KEPT_BYTES && head.bytes() <= KEPT_HEAD_BYTES {
             head.clear();
-            heads.push(head);
-        }
-    }
-
-    /// The same for the head of a response.
-    pub fn take_response(&self) -> ResponseHead {
-        self.responses.borrow_mut().pop().unwrap_or_default()
-    }
-
-    pub fn give_response(&self, mut head: ResponseHead) {
-        let mut responses = self.responses.borrow_mut();
-        if responses.len() < KEPT_HEADS && head.fields.capacity() <= KEPT_HEAD_BYTES {
-            head.clear();
-            responses.push(head);
+            self.head_bytes.set(bytes);
+            self.heads.borrow_mut().push(head);
         }
     }
 
@@ -188,6 +192,20 @@ impl Worker {
     pub fn notice_delay(&self, delay: Duration) -> Option<Duration> {
         self.shard.worker_delay(delay);
         self.load.notice(delay)
+    }
+
+    /// A deadline that is not set. One from an earlier request has its timer already, which mostly
+    /// need not be touched: it rings once in a while and finds that the deadline was moved.
+    pub fn take_deadline(&self) -> Deadline {
+        self.deadlines.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_deadline(&self, mut deadline: Deadline) {
+        let mut deadlines = self.deadlines.borrow_mut();
+        if deadlines.len() < KEPT_DEADLINES {
+            deadline.clear();
+            deadlines.push(deadline);
+        }
     }
 
     /// Writes one access-log line.
@@ -219,8 +237,10 @@ impl Worker {
         let now = Instant::now();
         for cluster in &self.view().clusters {
             let config = &cluster.cluster.config;
-            for backend in &cluster.backends {
-                backend.pool.borrow_mut().sweep(now, config.idle_timeout, config.idle_connections);
+            for (backend, shared) in cluster.backends.iter().zip(&cluster.cluster.backends) {
+                let mut pool = backend.pool.borrow_mut();
+                pool.follow(shared.tls_generation());
+                pool.sweep(now, config.idle_timeout, config.idle_connections);
             }
         }
     }
@@ -316,6 +336,7 @@ impl View {
                 .map(|index| ListenerView::new(config, index, https_port, shard))
                 .collect(),
             clusters: clusters.iter().map(|cluster| ClusterView::new(cluster, shard, seed)).collect(),
+            routes: config.routes.iter().map(|route| Quoted::new(&route.name)).collect(),
             names_clients: clusters.iter().any(|cluster| cluster.config.proxy_protocol),
         }
     }
@@ -333,6 +354,7 @@ impl ListenerView {
         let listener = &config.listeners[index];
         ListenerView {
             name: listener.name.clone(),
+            quoted_name: Quoted::new(&listener.name),
             routes: RouteTable::new(&config.routes, index),
             cells: shard.listener(&listener.name),
             limits: request_limits(listener),
@@ -376,12 +398,14 @@ fn request_limits(listener: &Listener) -> RequestLimits {
 impl ClusterView {
     fn new(cluster: &Arc<Cluster>, shard: &Shard, seed: u64) -> Self {
         ClusterView {
+            name: Quoted::new(cluster.name()),
             cluster: cluster.clone(),
             cells: shard.cluster(cluster.name()),
             backends: cluster
                 .backends
                 .iter()
                 .map(|backend| BackendView {
+                    name: Quoted::new(&backend.address),
                     cells: shard.backend(cluster.name(), &backend.address),
                     pool: RefCell::default(),
                     connecting: tokio::sync::Mutex::new(()),
@@ -413,8 +437,8 @@ pub struct Client {
     /// named, or, where a cluster has to be told, the socket's. `None`: the peer is the client.
     pub ends: Option<Box<Ends>>,
     pub tls: Option<TlsFacts>,
-    /// The connection is being ended for abuse: requests that are cut then are on record as such.
-    pub abusive: Cell<bool>,
+    /// Why we end the connection: requests that are cut then are on record as such.
+    pub cut_for: Cell<Option<Reason>>,
 }
 
 #[derive(Debug)]
@@ -436,7 +460,7 @@ impl Client {
             peer_text: SocketAddr::new(ip, peer.port()).to_string().into(),
             ends: None,
             tls: None,
-            abusive: Cell::new(false),
+            cut_for: Cell::new(None),
         }
     }
 

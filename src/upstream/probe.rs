@@ -17,6 +17,7 @@ use super::{
     cluster::{Backend, Cluster},
     connect::{ConnectError, Connected, connect_port},
     health::{Transition, first_probe_delay, probe_delay, second_probe_delay},
+    tls::{self, HandshakeError},
 };
 use crate::{
     config::{Check, Health, HttpCheck, Protocol},
@@ -272,16 +273,27 @@ fn connect_failure(error: ConnectError) -> Failure {
         Reason::UpstreamTlsUnknownCa
         | Reason::UpstreamTlsExpired
         | Reason::UpstreamTlsNameMismatch
+        | Reason::UpstreamTlsRevoked
+        | Reason::UpstreamTlsClientCertificate
         | Reason::UpstreamTlsHandshake => ProbeResult::Tls,
         _ => ProbeResult::Connect,
     };
-    (result, error.detail)
+    match result {
+        // The same code as in the answer that a request would get.
+        ProbeResult::Tls => (result, format!("{}: {}", error.reason.code(), error.detail)),
+        _ => (result, error.detail),
+    }
 }
 
 fn response_failure(error: ProbeError) -> Failure {
     match error {
         ProbeError::Request(error) => (ProbeResult::BadResponse, format!("the check can't be sent: {error}")),
-        ProbeError::Closed(detail) => (ProbeResult::Closed, format!("the backend closed early: {detail}")),
+        ProbeError::Closed(error) => match tls::refusal(&*error) {
+            Some(HandshakeError { reason, detail }) => {
+                (ProbeResult::Tls, format!("{}: {detail}", reason.code()))
+            }
+            None => (ProbeResult::Closed, format!("the backend closed early: {error}")),
+        },
         ProbeError::Invalid(detail) => {
             (ProbeResult::BadResponse, format!("the response is not valid HTTP: {detail}"))
         }

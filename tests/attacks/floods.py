@@ -1,9 +1,10 @@
 """Floods over HTTP/2: each must end in GOAWAY or a closed connection within two seconds."""
 import struct
+import time
 
 from hpack import Encoder
 from wire import (
-    ACK, CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS, block,
+    ACK, CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS, block,
     close, connect_h2, drive, frame, get, goaway, settings, window_update,
 )
 
@@ -13,6 +14,13 @@ BURST = 200
 
 def _flood(speak, *opening: bytes, also: bytes = b""):
     def run(target, count):
+        """Waves of connections, one after the other for as long as the target says; one where it says nothing."""
+        end, connections = time.monotonic() + target.sustain, []
+        while not connections or time.monotonic() < end:
+            connections += wave(target, count)
+        return connections
+
+    def wave(target, count):
         connections = [connect_h2(target.https, *opening) for _ in range(count)]
         for connection in connections:
             connection.pending += also
@@ -21,7 +29,7 @@ def _flood(speak, *opening: bytes, also: bytes = b""):
             code = goaway(connection)
             return None if code is None else "calm" if code == CALM else f"goaway {code}"
 
-        drive(connections, speak=speak, within=6, over=over)
+        drive(connections, speak=speak, over=over)
         close(connections)
         return connections
 
@@ -126,7 +134,7 @@ def unread(target, count):
                               receive_buffer=4096) for _ in range(count)]
     for connection in connections:
         connection.pending += b"".join(get(2 * stream + 1, "/big") for stream in range(100))
-    drive(connections, speak=lambda _: b"", within=8, every=0.5, read=0)
+    drive(connections, speak=lambda _: b"", every=0.5, read=0, spread=1)
     close(connections)
     return connections
 
@@ -138,8 +146,8 @@ def _held(target, count, path, *opening):
     return _wait(connections)
 
 
-def _wait(connections, within=8):
-    """Reads until all 100 streams of each connection were reset, or the connection is over."""
+def _resets_of_all(connections):
+    """How a connection ended whose 100 streams were all reset."""
     resets = {id(connection): 0 for connection in connections}
 
     def over(connection):
@@ -147,36 +155,30 @@ def _wait(connections, within=8):
         while len(buffer) >= 9 and len(buffer) >= 9 + int.from_bytes(buffer[:3], "big"):
             length, kind = int.from_bytes(buffer[:3], "big"), buffer[3]
             del buffer[:9 + length]
-            if kind == 7:
+            if kind == GOAWAY:
                 return "goaway"
             resets[id(connection)] += kind == RST_STREAM
-        return "streams reset" if resets[id(connection)] == 100 else None
+        return "streams reset" if resets[id(connection)] >= 100 else None
 
-    drive(connections, speak=lambda _: b"", within=within, every=0.05, over=over)
+    return over
+
+
+def _wait(connections):
+    """Reads until all 100 streams of each connection were reset, or the connection is over."""
+    drive(connections, speak=lambda _: b"", every=0.05, over=_resets_of_all(connections), spread=1)
     close(connections)
     return connections
 
 
 def window_drip(target, count):
-    """One byte of window every fifth of a second on each of 100 streams: never idle, never done."""
+    """One byte of window every half second on each of 100 streams: never idle, never done."""
     connections = [connect_h2(target.https, settings(window=0)) for _ in range(count)]
     for connection in connections:
         connection.pending += b"".join(get(2 * stream + 1, "/big") for stream in range(100))
-    resets = {id(connection): 0 for connection in connections}
 
-    def over(connection):
-        buffer = connection.received
-        while len(buffer) >= 9 and len(buffer) >= 9 + int.from_bytes(buffer[:3], "big"):
-            length, kind = int.from_bytes(buffer[:3], "big"), buffer[3]
-            del buffer[:9 + length]
-            if kind == 7:
-                return "goaway"
-            resets[id(connection)] += kind == RST_STREAM
-        return "streams reset" if resets[id(connection)] >= 100 else None
-
-    def speak(connection):
+    def speak(_):
         return b"".join(window_update(2 * stream + 1, 1) for stream in range(100))
 
-    drive(connections, speak=speak, within=10, every=0.5, over=over)
+    drive(connections, speak=speak, every=0.5, over=_resets_of_all(connections), spread=1)
     close(connections)
     return connections

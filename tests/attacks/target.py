@@ -30,6 +30,15 @@ body_rate_grace = "{DEADLINE:.0f}s"
 write_timeout = "{DEADLINE:.0f}s"
 idle_timeout = "20s"
 """
+# The bystander has a backend to itself: what is measured is the proxy.
+ROUTES = """
+[[routes]]
+cluster = "web"
+
+[[routes]]
+path = "/quiet"
+cluster = "quiet"
+"""
 MEMORY_LIMIT = 256 * MIB
 BIG_FILE = 8 * MIB
 
@@ -51,7 +60,9 @@ http {{
     server {{
         listen 127.0.0.1:{port} backlog=8192;
         root files;
+        location /quiet {{ return 200 "small\\n"; }}
         location /small {{ return 200 "small\\n"; }}
+        location /upload {{ proxy_pass http://127.0.0.1:{port}/small; }}
         location /healthz {{ return 200 "well\\n"; }}
         location / {{ }}
     }}
@@ -60,18 +71,18 @@ http {{
 
 
 class Backend:
-    """nginx: `/small` is a few bytes, `/big` eight MiB; and it takes any number of connections."""
+    """nginx: `/small` is a few bytes, `/big` eight MiB, `/upload` waits for the body; any number of connections."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, name: str):
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        home = directory / "nginx"
+        home = directory / name
         (home / "files").mkdir(parents=True)
         (home / "files/big").write_bytes(b"x" * BIG_FILE)
         (home / "files/64k").write_bytes(b"x" * 65536)
         (home / "nginx.conf").write_text(_NGINX.format(port=self.port))
         nginx = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
-        self.process = Process("nginx", [nginx, "-p", home, "-c", "nginx.conf", "-e", "error.log"], home)
+        self.process = Process(name, [nginx, "-p", home, "-c", "nginx.conf", "-e", "error.log"], home)
         wait_until(lambda: accepts(self.port), 5, "nginx accepts")
 
     def stop(self):
@@ -119,11 +130,15 @@ class MemoryLimit:
 class Target(Portcullis):
     """Portcullis with two workers and short deadlines, under a memory limit."""
 
-    def __init__(self, directory: Path, certs: Path, backend: Backend, limit: MemoryLimit, *,
-                 limits: str = LIMITS, files: int = 16000):
+    # For how many seconds floods go on with new connections.
+    sustain = 0.0
+
+    def __init__(self, directory: Path, certs: Path, backends: tuple, limit: MemoryLimit, files: int):
         self.limit, self.files = limit, files
         settings = 'retries = 0\nhealth = false'
-        super().__init__(directory, certs, limits + cluster("web", [backend.address], settings), top="workers = 2")
+        attacked, quiet = backends
+        body = LIMITS + ROUTES + cluster("web", [attacked.address], settings) + cluster("quiet", [quiet.address], settings)
+        super().__init__(directory, certs, body, top="workers = 2")
 
     def launch(self) -> Process:
         def prepare():
@@ -175,7 +190,7 @@ class Bystander:
             began = time.perf_counter()
             try:
                 connection = connection or self._connect(port)
-                connection.sendall(b"GET /small HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                connection.sendall(b"GET /quiet HTTP/1.1\r\nhost: localhost\r\n\r\n")
                 answer = b""
                 while not answer.endswith(b"small\n"):
                     received = connection.recv(4096)

@@ -8,11 +8,12 @@ import time
 from wire import Connection, close, connect, drive, tls
 
 
-def _raw(target, count, opening: bytes, speak, within, every=0.5):
+
+def _raw(target, count, opening: bytes, speak, every=0.5):
     connections = [connect(target.https) for _ in range(count)]
     for connection in connections:
         connection.pending = opening
-    drive(connections, speak=speak, within=within, every=every)
+    drive(connections, speak=speak, every=every)
     close(connections)
     return connections
 
@@ -29,33 +30,33 @@ def _client_hello(extra: int) -> bytes:
 
 def stalled_hello(target, count):
     """The beginning of a ClientHello, and then nothing."""
-    return _raw(target, count, _client_hello(200)[:60], lambda _: b"", 6)
+    return _raw(target, count, _client_hello(200)[:60], lambda _: b"")
 
 
 def dripping_hello(target, count):
     """64 KiB of ClientHello, byte by byte."""
     hello = _client_hello(65000)
-    return _raw(target, count, hello[:30000], lambda connection: hello[30000 + connection.turn:][:1], 6)
+    return _raw(target, count, hello[:30000], lambda connection: hello[30000 + connection.turn:][:1])
 
 
 def large_hello(target, count):
     """64 KiB of ClientHello at once, which offers nothing that we have."""
-    return _raw(target, count, _client_hello(65000), lambda _: b"", 5, every=0.05)
+    return _raw(target, count, _client_hello(65000), lambda _: b"", every=0.05)
 
 
 def endless_hello(target, count):
     """Records of a handshake message that never ends."""
     part = b"\x16\x03\x01\x40\x00" + b"\x01\xff\xff\xff" + bytes(16380)
     more = b"\x16\x03\x01\x40\x00" + bytes(16384)
-    return _raw(target, count, part, lambda _: more * 4, 5, every=0.01)
+    return _raw(target, count, part, lambda _: more * 4, every=0.01)
 
 
 def garbage(target, count):
-    return _raw(target, count, os.urandom(2048), lambda _: os.urandom(256), 5, every=0.05)
+    return _raw(target, count, os.urandom(2048), lambda _: os.urandom(256), every=0.05)
 
 
 def plain_http(target, count):
-    return _raw(target, count, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", lambda _: b"", 5, every=0.05)
+    return _raw(target, count, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", lambda _: b"", every=0.05)
 
 
 def handshakes(target, count):
@@ -76,18 +77,18 @@ def renegotiation(target, count):
     for _ in range(count):
         connection = Connection(None)
         client = subprocess.Popen(
-            ["openssl", "s_client", "-connect", f"127.0.0.1:{target.https}", "-tls1_2", "-quiet", "-no_ign_eof",
-             "-legacy_renegotiation"],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(0.2)
-        try:
-            client.stdin.write(b"R\n")
-            client.stdin.flush()
-            client.wait(5)
-            connection.end("closed")
-        except subprocess.TimeoutExpired:
-            client.kill()
-            client.wait()
+            ["stdbuf", "-oL", "openssl", "s_client", "-connect", f"127.0.0.1:{target.https}", "-tls1_2", "-msg",
+             "-no_ign_eof", "-legacy_renegotiation"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        time.sleep(0.3)
+        client.stdin.write(b"R\n")
+        client.stdin.flush()
+        time.sleep(0.5)
+        client.kill()
+        output = client.communicate()[0]
+        if b"RENEGOTIATING" not in output or output.count(b"ServerHello\n") != 1:
+            raise RuntimeError("renegotiated, or not even asked to")
+        connection.end("refused")
         connections.append(connection)
     return connections
 

@@ -13,6 +13,8 @@ ACK = END_STREAM = 1
 END_HEADERS = 4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 CALM = 11
+# Beyond any deadline, on a busy machine too: who is there then is there for good.
+WITHIN = 20.0
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -50,13 +52,15 @@ def tls(protocol: str, **options) -> ssl.SSLContext:
 
 @dataclass
 class Connection:
-    """One hostile connection and how it ended."""
+    """One hostile connection and how it ended; it begins with its first byte behind the handshake."""
     socket: socket.socket
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
     how: str = "open"
     received: bytearray = field(default_factory=bytearray)
     pending: bytes = b""
+    said: bool = False
+    start: float = 0.0
     turn: int = 0
     next_turn: float = 0.0
 
@@ -74,6 +78,8 @@ def connect(port: int, context: ssl.SSLContext | None = None, receive_buffer: in
     plain = socket.socket()
     if receive_buffer:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        # Over the loopback's segments the kernel would hold megabytes of each answer; over a network's it does not.
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
     plain.settimeout(10)
     plain.connect(("127.0.0.1", port))
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -102,6 +108,8 @@ def _send(connection: Connection):
         except OSError as error:
             return connection.end(f"closed ({type(error).__name__})")
         connection.pending = connection.pending[sent:]
+        if not connection.said:
+            connection.said, connection.began = True, time.monotonic()
 
 
 def _receive(connection: Connection, limit: int):
@@ -132,17 +140,20 @@ def goaway(connection: Connection) -> int | None:
     return None
 
 
-def drive(connections: list, *, speak, within: float, every: float = 0.0, read: int = 65536, over=None):
-    """Keeps all connections busy until each has ended or `within` seconds are over.
+def drive(connections: list, *, speak, every: float = 0.0, read: int = 65536, over=None, spread: float = 0.0):
+    """Keeps all connections busy until each has ended or `WITHIN` seconds are over; the first begins at once, the
+    last `spread` seconds later, so that it is their number that counts and not their moment.
 
     `speak(connection)` gives the bytes of the next turn, one turn each `every` seconds (0: without a pause), and
     `read` bytes are taken in each; `over(connection)` says how it ended where the end is something received.
     """
-    deadline = time.monotonic() + within
+    now = time.monotonic()
+    deadline = now + spread + WITHIN
     poller = select.poll()
-    for connection in connections:
+    for index, connection in enumerate(connections):
         poller.register(connection.socket, _ENDS)
-        connection.next_turn = connection.began + every
+        connection.start = now + spread * index / len(connections)
+        connection.next_turn = connection.start + every
     by_file = {connection.socket.fileno(): connection for connection in connections}
     alive = connections
     while alive and time.monotonic() < deadline:
@@ -162,6 +173,8 @@ def drive(connections: list, *, speak, within: float, every: float = 0.0, read: 
 
 def _turn(connection: Connection, speak, every: float, read: int, over):
     now = time.monotonic()
+    if now < connection.start:
+        return
     if not connection.pending and now >= connection.next_turn:
         connection.pending = speak(connection)
         connection.turn += 1

@@ -13,26 +13,27 @@ use std::{
 const FILE_LINES: usize = 500;
 
 /// The modules and which of the others each may use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("error", &[]),
     ("config", &["error"]),
     ("observe", &["error", "config"]),
     ("firewall", &["error", "config"]),
     ("http", &["error", "config", "observe"]),
-    ("upstream", &["error", "config", "observe", "http"]),
+    ("pki", &["config"]),
+    ("upstream", &["error", "config", "observe", "http", "pki"]),
     ("proxy", &["error", "config", "observe", "firewall", "http", "upstream"]),
     ("downstream", &["error", "config", "observe", "firewall", "http", "upstream", "proxy"]),
     ("admin", &["error", "config", "observe", "firewall", "http", "upstream"]),
     ("app", &["error", "config", "observe", "firewall", "http", "upstream", "proxy", "downstream", "admin"]),
     ("demo", &["config", "http"]),
-    ("cli", &["config", "observe", "firewall", "app", "demo"]),
+    ("cli", &["config", "observe", "firewall", "pki", "app", "demo"]),
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
 const HOMES: [(&str, &[&str]); 36] = [
-    ("arc_swap", &["firewall/mod.rs", "upstream/cluster.rs"]),
+    ("arc_swap", &["firewall/mod.rs", "upstream/cluster.rs", "upstream/tls/"]),
     ("bytes", &["http/"]),
-    ("clap", &["cli.rs"]),
+    ("clap", &["cli.rs", "cli/"]),
     ("fastrand", &["app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
     ("foldhash", &["proxy/route.rs"]),
     ("futures_util", &["downstream/h2.rs"]),
@@ -43,20 +44,31 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
-    ("ipnet", &["cli.rs", "config/", "firewall/export.rs", "proxy/client.rs", "proxy/forwarded.rs"]),
+    (
+        "ipnet",
+        &["cli.rs", "config/", "firewall/export.rs", "pki/names.rs", "proxy/client.rs", "proxy/forwarded.rs"],
+    ),
     ("itoa", &["http/", "observe/"]),
     ("landlock", &["app/sandbox.rs"]),
     ("memchr", &["http/", "observe/", "proxy/", "upstream/"]),
     ("mimalloc", &["main.rs"]),
-    ("nix", &["app/"]),
+    ("nix", &["app/", "cli/pki.rs"]),
     ("prometheus", &["observe/metrics/"]),
-    ("rcgen", &["demo.rs"]),
+    ("rcgen", &["demo.rs", "pki/"]),
     // The types of certificates and keys are in the resolved configuration.
     (
         "rustls",
-        &["config/mod.rs", "config/pem.rs", "downstream/tls.rs", "http/tls_stream.rs", "upstream/tls.rs"],
+        &[
+            "config/cluster_tls.rs",
+            "config/mod.rs",
+            "config/pem.rs",
+            "downstream/tls.rs",
+            "http/tls_stream.rs",
+            "pki/",
+            "upstream/tls/",
+        ],
     ),
-    ("rustls_native_certs", &["upstream/tls.rs"]),
+    ("rustls_native_certs", &["upstream/tls/mod.rs"]),
     ("rustls_pemfile", &["config/pem.rs"]),
     ("seccompiler", &["app/sandbox/calls.rs"]),
     ("serde", &["admin/", "config/"]),
@@ -65,11 +77,11 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("subtle", &["admin/mod.rs"]),
     ("tokio", &[]),
     // Towards backends only.
-    ("tokio_rustls", &["http/transport.rs", "upstream/tls.rs"]),
+    ("tokio_rustls", &["http/transport.rs", "upstream/tls/mod.rs"]),
     ("toml", &["config/"]),
     ("tracing", &[]),
     ("tracing_subscriber", &["observe/program_log.rs"]),
-    ("x509_parser", &["config/pem.rs"]),
+    ("x509_parser", &["config/pem.rs", "pki/", "upstream/tls/verify.rs"]),
     ("portcullis", &["main.rs"]),
 ];
 

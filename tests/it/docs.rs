@@ -68,6 +68,7 @@ fn busy() -> std::sync::Arc<Metrics> {
     listener.handshake("ok", took);
     shard.route("https", "/").request(Protocol::H2, 200, took);
     shard.cluster("web").retry();
+    shard.cluster("web").set_exposed(false, false);
     let backend = shard.backend("web", "10.0.0.11:8080");
     backend.request_started();
     backend.connection_opened(took);

@@ -7,6 +7,7 @@
 mod support;
 
 mod architecture;
+mod backend_tls;
 mod balancing;
 mod bodies;
 mod config;
@@ -18,6 +19,7 @@ mod life;
 mod limits;
 mod observe;
 mod overload;
+mod pki;
 mod proxy_protocol;
 mod retries;
 mod secrets;

@@ -9,8 +9,11 @@ use crate::support::{
     client::{Client, End},
     engine::{Engine, Setup},
     h2::{H2, block_on, read, request},
-    raw_h2::RawH2,
+    raw_h2::{DATA, RST_STREAM, RawH2, WINDOW_UPDATE},
 };
+
+const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "https"), (":authority", "site.example"), (":path", "/")];
 
 /// How late an end may come, on a busy machine.
 const LATE: Duration = Duration::from_secs(3);
@@ -103,6 +106,7 @@ fn idle_timeout() {
 fn body_idle_timeout() {
     let backend = Backend::silent();
     let engine = engine(&backend, "body_idle_timeout = \"250ms\"");
+    // More than `request_buffer`, so that the backend has the request already.
     for framing in ["content-length: 20000", "transfer-encoding: chunked"] {
         let mut client = Client::plain(engine.plain);
         let answer = takes(SHORT, || {
@@ -151,11 +155,17 @@ fn body_min_rate_lets_faster_bodies_pass() {
 
 const FLOOD: usize = 64 << 20;
 
+/// Sends more than any kernel holds; a piece again and again, for many conversations at the same time.
 fn flooding() -> Backend {
+    static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
     Backend::new(|conversation| {
         conversation.request();
         conversation.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {FLOOD}\r\n\r\n"));
-        conversation.send(vec![b'x'; FLOOD]);
+        for _ in 0..FLOOD / PIECE.len() {
+            if !conversation.send(PIECE.as_slice()) {
+                return;
+            }
+        }
     })
 }
 
@@ -185,6 +195,79 @@ fn write_timeout_of_an_h2_stream() {
         assert!(body.len() < FLOOD && error.is_some(), "{} {error:?}", body.len());
     });
     assert_eq!(last_reason(engine), "write_timeout");
+}
+
+#[test]
+fn write_timeout_of_an_h2_connection_of_which_nothing_is_read() {
+    const STREAMS: u32 = 100;
+    let backend = flooding();
+    let engine = engine(&backend, "write_timeout = \"250ms\"");
+    // Windows without an end: only TCP holds anything back.
+    let mut client = RawH2::connect_with(engine.tls, &[(4, 0x7fff_ffff)]);
+    client.send(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes());
+    takes(SHORT, || {
+        for stream in 0..STREAMS {
+            client.headers(2 * stream + 1, true, &GET);
+        }
+        engine.until("the connection is over", |metrics| {
+            metrics.sum("portcullis_downstream_connections", &[]) == 0
+        });
+    });
+    // What was on its way is not kept for it either.
+    let reset = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
+    assert!(client.socket().take_error().unwrap().is_some_and(reset));
+    engine.settled();
+    assert!(engine.stop().iter().all(|line| line["reason"] == "write_timeout"));
+}
+
+#[test]
+fn write_min_rate() {
+    let backend = flooding();
+    let engine = engine(&backend, "write_timeout = \"300ms\"\nwrite_min_rate = \"1GiB\"");
+    let mut client = Client::plain(engine.plain);
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    takes(Duration::from_millis(300), || {
+        // It reads all the time, and far below the rate.
+        while engine.metrics().requests() == 0 {
+            client.take(64 << 10);
+        }
+    });
+    assert_eq!(last_reason(engine), "write_timeout");
+}
+
+/// A client that takes a byte of an HTTP/2 stream, and another one as soon as it has come: how many it took
+/// before it was cut, or `None` where it was not.
+fn drip_h2(rate: &str) -> Option<usize> {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let backend = flooding();
+    let engine = engine(&backend, &format!("write_timeout = \"300ms\"\nwrite_min_rate = \"{rate}\""));
+    let mut client = RawH2::connect_with(engine.tls, &[(4, 0)]);
+    client.headers(1, true, &GET);
+    let (start, mut bytes, mut cut) = (Instant::now(), 0, false);
+    while !cut && (rate == "1GiB" || start.elapsed() < 3 * TIMEOUT) {
+        client.send(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes());
+        let frame = client.frame().unwrap();
+        match frame.kind {
+            DATA => bytes += frame.payload.len(),
+            RST_STREAM => cut = true,
+            _ => {}
+        }
+    }
+    assert!(start.elapsed() >= TIMEOUT, "{:?}", start.elapsed());
+    drop(client);
+    assert_eq!(last_reason(engine), if cut { "write_timeout" } else { "client_closed" }, "{rate}");
+    cut.then_some(bytes)
+}
+
+#[test]
+fn write_min_rate_of_an_h2_stream() {
+    assert!(drip_h2("1GiB").is_some_and(|bytes| bytes > 5), "a byte now and then wins no time");
+}
+
+#[test]
+fn write_min_rate_lets_faster_clients_and_all_where_it_is_off_go_on() {
+    assert_eq!(drip_h2("1B"), None, "each byte wins a second");
+    assert_eq!(drip_h2("0"), None);
 }
 
 #[test]

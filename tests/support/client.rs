@@ -208,6 +208,8 @@ impl Client {
         match result {
             Ok(0) => self.end = Some(End::Closed),
             Ok(count) => self.buffer.extend_from_slice(&block[..count]),
+            // Of a process that was stopped and goes on.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 panic!("nothing came in {GUARD:?}; had {:?}", String::from_utf8_lossy(&self.buffer))
             }

@@ -198,6 +198,7 @@ impl Setup {
         Engine {
             plain: listeners[0].address,
             tls: listeners[1].address,
+            others: listeners[2..].iter().map(|listener| listener.address).collect(),
             admin: app.config().admin.as_ref().and_then(|admin| admin.address.tcp()).unwrap(),
             token: self.token,
             stopper: app.stopper(),
@@ -213,6 +214,8 @@ impl Setup {
 pub struct Engine {
     pub plain: SocketAddr,
     pub tls: SocketAddr,
+    /// Listeners that `more` added.
+    pub others: Vec<SocketAddr>,
     pub admin: SocketAddr,
     token: Option<String>,
     stopper: Stopper,
@@ -229,6 +232,13 @@ impl Engine {
 
     pub fn log_file(&self) -> PathBuf {
         self.folder.path().join("access.log")
+    }
+
+    /// Replaces a file beside the configuration, whole.
+    pub fn write(&self, name: &str, content: &str) {
+        let (path, fresh) = (self.folder.path().join(name), self.folder.path().join("fresh"));
+        fs::write(&fresh, content).unwrap();
+        fs::rename(fresh, path).unwrap();
     }
 
     /// Status and body of an admin page.

@@ -78,12 +78,18 @@ pub struct Connection {
     scanned: usize,
     /// The end of the connection must not look like the end of the message.
     torn: bool,
+    given_up: bool,
     /// Our half of the stream was ended.
     shut: bool,
     pub(super) reply_to: ReplyTo,
 }
 
 impl Connection {
+    /// Why the TLS session with the backend has failed, if it has.
+    pub fn session_error(&mut self) -> Option<io::Error> {
+        self.transport.session_error()
+    }
+
     pub fn new(transport: Transport) -> Self {
         Connection {
             transport,
@@ -97,6 +103,7 @@ impl Connection {
             outgoing_ended: true,
             scanned: 0,
             torn: false,
+            given_up: false,
             shut: false,
             reply_to: ReplyTo { version: Version::Http11, is_head: false, keep_alive: true },
         }
@@ -221,6 +228,18 @@ impl Connection {
             // WHY: fails only on a socket that is already dead.
             self.torn = self.transport.tcp().set_zero_linger().is_ok();
         }
+    }
+
+    /// Has the connection reset when it is dropped, with all that it holds for a peer that does not
+    /// read; the kernel would go on trying.
+    pub(super) fn give_up_stream(&mut self) {
+        // WHY: fails only on a socket that is already dead.
+        self.given_up = self.transport.tcp().set_zero_linger().is_ok();
+    }
+
+    /// Whether nothing more is to be sent, not even an end.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up
     }
 
     /// Ends our half of the stream.
@@ -403,6 +422,7 @@ impl Exchange for Connection {
             let count = ready!(Pin::new(&mut self.transport).poll_write(cx, self.output.data()))?;
             self.output.advance(written(count)?);
         }
+        self.output.release_if_large();
         Pin::new(&mut self.transport).poll_flush(cx)
     }
 }

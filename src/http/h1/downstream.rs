@@ -168,6 +168,11 @@ impl Downstream for Connection {
         self.reply_to.keep_alive = false;
         self.tear();
     }
+
+    fn give_up(&mut self) {
+        self.reply_to.keep_alive = false;
+        self.give_up_stream();
+    }
 }
 
 /// What a request may measure.

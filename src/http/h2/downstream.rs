@@ -12,6 +12,7 @@ use h2::{
 };
 
 use super::{
+    budget::{Budget, Claim, Heads},
     convert,
     cork::Corked,
     linger::Lingering,
@@ -28,6 +29,12 @@ use crate::http::{
     message::{BodyLength, RequestHead, ResponseHead},
     transport::Transport,
 };
+
+/// What all responses of a connection may have waiting together: so many streams' buffers.
+const FULL_BUFFERS: usize = 4;
+
+/// Memory of the heads that are not answered yet: a hundred of 10 KiB.
+const HEAD_BYTES: usize = 1024 * 1024;
 
 /// Bounds of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +60,8 @@ pub struct Connection {
     head: HeadLimits,
     /// For a head that has begun.
     head_deadline: Deadline,
+    budget: Budget,
+    heads: Heads,
     abused: bool,
 }
 
@@ -81,8 +90,16 @@ impl Connection {
             .handshake(cork.handle())
             .await
             .map_err(io_error)?;
+        let budget = Budget::new(FULL_BUFFERS * settings.send_buffer);
         let head_deadline = Deadline::default();
-        Ok(Connection { inner, cork, head: settings.head, head_deadline, abused: false })
+        let heads = Heads::new(HEAD_BYTES);
+        Ok(Connection { inner, cork, head: settings.head, head_deadline, budget, heads, abused: false })
+    }
+
+    /// To be called each time that the connection's task is polled, before the next two: what they
+    /// find not to have come is not looked for again until the next time.
+    pub fn begin_pass(&mut self) {
+        self.cork.begin_pass();
     }
 
     /// The next stream, or `None` when the connection is over, or abused; takes what its streams
@@ -92,7 +109,16 @@ impl Connection {
         cx: &mut Context<'_>,
         new_head: impl FnOnce() -> Box<RequestHead>,
     ) -> Poll<Option<Accepted>> {
-        let accepted = self.inner.poll_accept(cx);
+        let accepted = if self.heads.poll_room(cx).is_ready() {
+            self.inner.poll_accept(cx)
+        } else {
+            // Goes on with the streams that there are.
+            self.inner.poll_closed(cx).map(|closed| closed.err().map(Err))
+        };
+        if !self.cork.is_blocked() {
+            // It has written all it had.
+            self.budget.refill();
+        }
         if let Some(flood) = self.poll_flood(cx) {
             tracing::debug!("an HTTP/2 connection is ended for abuse: {flood:?}");
             self.abused = true;
@@ -104,7 +130,8 @@ impl Connection {
                 let mut head = new_head();
                 let ended = request.body().is_end_stream();
                 let verdict = convert::read_request(&request, ended, &self.head, &mut head);
-                let stream = Stream::new(request.into_body(), respond);
+                let claim = self.heads.claim(head.bytes());
+                let stream = Stream::new((request.into_body(), ended), respond, (self.budget.clone(), claim));
                 Poll::Ready(Some(Accepted { head, stream, verdict }))
             }
             Some(Err(error)) => {
@@ -137,12 +164,29 @@ impl Connection {
 
     /// Says why and closes, once the connection is abused.
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cork.end_pass();
         self.inner.poll_closed(cx).map(|_| ())
     }
 
     /// Sends what was taken; to be called each time before the connection's task waits.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.cork.poll_uncork(cx)
+    }
+
+    /// Whether the client takes nothing of what is there for it.
+    pub fn is_blocked(&self) -> bool {
+        self.cork.is_blocked()
+    }
+
+    /// Bytes that were written to the client.
+    pub fn written(&self) -> u64 {
+        self.cork.written()
+    }
+
+    /// Has the connection reset when it is dropped: what waits for the client is lost, here and in the
+    /// kernel.
+    pub fn give_up(&mut self) {
+        self.cork.inner().give_up();
     }
 
     /// Takes no more streams and ends with the last one (RFC 9113 §6.8).
@@ -162,11 +206,19 @@ pub struct Stream {
     incoming: Incoming,
     respond: SendResponse<Bytes>,
     outgoing: Option<Outgoing>,
+    budget: Budget,
+    /// Until the answer begins.
+    claim: Option<Claim>,
 }
 
 impl Stream {
-    pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
-        Stream { incoming: Incoming::new(body, Underscores::Drop), respond, outgoing: None }
+    fn new(
+        (body, ended): (RecvStream, bool),
+        respond: SendResponse<Bytes>,
+        (budget, claim): (Budget, Claim),
+    ) -> Self {
+        let incoming = Incoming::new(body, ended, Underscores::Drop);
+        Stream { incoming, respond, outgoing: None, budget, claim: Some(claim) }
     }
 
     fn outgoing(&mut self) -> io::Result<&mut Outgoing> {
@@ -223,9 +275,10 @@ impl Downstream for Stream {
     }
 
     fn send_head(&mut self, head: &ResponseHead) -> io::Result<()> {
+        self.claim = None;
         let ended = matches!(head.body, BodyLength::Empty | BodyLength::Exact(0));
         let stream = self.respond.send_response(convert::write_response(head), ended).map_err(io_error)?;
-        self.outgoing = Some(Outgoing::new(stream, ended));
+        self.outgoing = Some(Outgoing::new(stream, ended, Some(self.budget.clone())));
         Ok(())
     }
 
@@ -243,6 +296,11 @@ impl Downstream for Stream {
 
     fn close_after_reply(&mut self) {
         // GOAWAY says it for the whole connection.
+    }
+
+    /// Only the stream: the connection sees for itself whether anything is taken.
+    fn give_up(&mut self) {
+        self.abort();
     }
 
     fn abort(&mut self) {

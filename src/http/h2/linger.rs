@@ -45,6 +45,12 @@ impl Lingering {
         Lingering { transport, limit, left, end: None, silence: Deadline::default() }
     }
 
+    /// Has the connection reset when it is dropped.
+    pub(super) fn give_up(&self) {
+        // WHY: fails only on a socket that is already dead.
+        let _ = self.transport.tcp().set_zero_linger();
+    }
+
     /// Reads until the client closes, is silent or has said enough.
     fn poll_silence(&mut self, cx: &mut Context<'_>, end: Instant) -> Poll<()> {
         let mut room = [0; 1024];

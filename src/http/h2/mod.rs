@@ -3,7 +3,8 @@
 //! Streams are polled in their connection's own task; heads are translated to the types that
 //! HTTP/1 uses.
 
-pub mod convert;
+pub mod budget;
+mod convert;
 mod cork;
 pub mod downstream;
 mod linger;

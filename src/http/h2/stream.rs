@@ -8,7 +8,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use h2::{Reason as Code, RecvStream, SendStream};
 
-use super::convert;
+use super::{budget::Budget, convert};
 use crate::http::{
     exchange::{BodyError, Filled},
     fields::Fields,
@@ -33,8 +33,8 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(stream: RecvStream, underscores: Underscores) -> Self {
-        let ended = stream.is_end_stream();
+    /// `ended`: no body follows.
+    pub(super) fn new(stream: RecvStream, ended: bool, underscores: Underscores) -> Self {
         Incoming {
             stream,
             current: Bytes::new(),
@@ -131,11 +131,13 @@ pub(super) struct Outgoing {
     stream: SendStream<Bytes>,
     /// END_STREAM was sent.
     ended: bool,
+    /// Of the connection, towards clients.
+    budget: Option<Budget>,
 }
 
 impl Outgoing {
-    pub(super) fn new(stream: SendStream<Bytes>, ended: bool) -> Self {
-        Outgoing { stream, ended }
+    pub(super) fn new(stream: SendStream<Bytes>, ended: bool, budget: Option<Budget>) -> Self {
+        Outgoing { stream, ended, budget }
     }
 
     pub(super) fn poll_send(
@@ -153,7 +155,10 @@ impl Outgoing {
                 None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             };
         }
-        let count = room.min(data.len());
+        let count = match &self.budget {
+            Some(budget) => ready!(budget.poll_take(cx, room.min(data.len()))),
+            None => room.min(data.len()),
+        };
         let end = last && count == data.len();
         self.stream.send_data(Bytes::copy_from_slice(&data[..count]), end).map_err(io_error)?;
         self.ended |= end;
@@ -166,7 +171,7 @@ impl Outgoing {
         }
         self.ended = true;
         match trailers {
-            Some(fields) => self.stream.send_trailers(convert::header_map(fields)),
+            Some(fields) => self.stream.send_trailers(convert::write_trailers(fields)),
             None => self.stream.send_data(Bytes::new(), true),
         }
         .map_err(io_error)

@@ -11,7 +11,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::watch::{Flood, FrameLimits, Watcher};
+use super::{
+    linger::Lingering,
+    watch::{Flood, FrameLimits, Watcher},
+};
 
 #[derive(Debug)]
 pub(super) struct Watched<T> {
@@ -34,6 +37,13 @@ impl<T> Watched<T> {
     /// When a head must have ended that has begun and not ended yet.
     pub(super) fn head_deadline(&self) -> Option<Instant> {
         self.watcher.head_deadline()
+    }
+}
+
+impl Watched<Lingering> {
+    /// Has the connection reset when it is dropped.
+    pub(super) fn give_up(&self) {
+        self.inner.give_up();
     }
 }
 

@@ -1,10 +1,8 @@
 //! One proxy with one connection to one backend, attacked by one client after the other.
 
 use std::{
-    collections::{HashMap, HashSet},
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,22 +12,16 @@ use std::{
 };
 
 use memchr::memmem;
-use serde_json::Value;
 
-use super::oracle::{self, From, Reading, Seen};
+use super::{
+    evidence::{Evidence, Seens, Sent, comes_early},
+    oracle::{self, From, Reading, Seen},
+};
 use crate::support::{
     GUARD,
     engine::{Engine, Setup},
     listen,
 };
-
-/// What a backend has seen so far.
-#[derive(Debug, Default)]
-struct Seens {
-    requests: Vec<Seen>,
-    /// Bytes that are no request.
-    problems: Vec<String>,
-}
 
 /// Reads strictly, records everything, and answers with what it was asked.
 #[derive(Debug)]
@@ -124,11 +116,6 @@ fn converse(mut stream: TcpStream, seen: &Mutex<Seens>) {
     }
 }
 
-/// Whether the answer to a target does not wait for the body.
-fn comes_early(target: &str) -> bool {
-    target.starts_with("/early/") || target.starts_with("/deny/")
-}
-
 fn switches(request: &Seen) -> bool {
     request.target.starts_with("/tunnel/") && request.field("upgrade").is_some()
 }
@@ -159,24 +146,13 @@ fn wait_for_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) {
     stream.set_read_timeout(Some(GUARD)).unwrap();
 }
 
-/// A client's connection and what it got.
-#[derive(Debug)]
-struct Sent {
-    mark: String,
-    peer: SocketAddr,
-    bytes: Vec<u8>,
-    answer: Vec<u8>,
-}
-
 /// One proxy under attack.
 #[derive(Debug)]
 pub struct Lane {
     pub engine: Engine,
     recorder: Recorder,
-    name: String,
     random: fastrand::Rng,
-    sent: Vec<Sent>,
-    marks: HashSet<String>,
+    evidence: Evidence,
 }
 
 impl Lane {
@@ -190,16 +166,17 @@ impl Lane {
             .cluster("idle_connections = 1")
             .plain(soon)
             .tls(soon)
+            // Victims are in no hurry: what happens to them is never a matter of a busy machine.
+            .more("[[listeners]]\nname = \"victims\"\naddress = \"127.0.0.1:0\"")
             .limits("h2_local_resets = 1000000")
             .start();
-        let random = fastrand::Rng::with_seed(seed);
-        Lane { engine, recorder, name, random, sent: Vec::new(), marks: HashSet::new() }
+        Lane { engine, recorder, random: fastrand::Rng::with_seed(seed), evidence: Evidence::new(name) }
     }
 
     /// A text that nothing else holds.
     pub fn mark(&mut self) -> String {
         let mark = format!("m{:012x}", self.random.u64(..1 << 48));
-        self.marks.insert(mark.clone());
+        self.evidence.marks.insert(mark.clone());
         mark
     }
 
@@ -211,12 +188,12 @@ impl Lane {
     /// follows, and once more: the first may become a part of what the attack began.
     pub fn attack(&mut self, mark: String, bytes: &[u8]) {
         let end = format!("GET /end/{mark} HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n");
-        self.exchange(mark, [bytes, end.as_bytes(), end.as_bytes()].concat());
+        self.exchange(self.engine.plain, mark, [bytes, end.as_bytes(), end.as_bytes()].concat());
     }
 
     /// Notes what was sent on a connection that the caller made.
     pub fn note(&mut self, mark: String, peer: SocketAddr, bytes: Vec<u8>) {
-        self.sent.push(Sent { mark, peer, bytes, answer: Vec::new() });
+        self.evidence.sent.push(Sent { mark, peer, bytes, answer: Vec::new() });
     }
 
     /// Sends an innocent request behind an attack: it must get its own answer.
@@ -225,16 +202,16 @@ impl Lane {
         let request = format!(
             "GET /victim/{mark} HTTP/1.1\r\nhost: victim.example\r\nx-secret: {mark}\r\nconnection: close\r\n\r\n"
         );
-        self.exchange(mark.clone(), request.into_bytes());
-        let answer = String::from_utf8_lossy(&self.sent.last().unwrap().answer).into_owned();
+        self.exchange(self.engine.others[0], mark.clone(), request.into_bytes());
+        let answer = String::from_utf8_lossy(&self.evidence.sent.last().unwrap().answer).into_owned();
         let body = format!("\r\n\r\nGET /victim/{mark} victim.example");
         if !(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with(&body)) {
-            self.fail(self.sent.len().saturating_sub(2), &format!("the victim behind it got: {answer}"));
+            self.fail("the victim got no answer, or another one");
         }
     }
 
-    fn exchange(&mut self, mark: String, bytes: Vec<u8>) {
-        let mut stream = TcpStream::connect(self.engine.plain).unwrap();
+    fn exchange(&mut self, listener: SocketAddr, mark: String, bytes: Vec<u8>) {
+        let mut stream = TcpStream::connect(listener).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(GUARD)).unwrap();
         let peer = stream.local_addr().unwrap();
@@ -249,9 +226,9 @@ impl Lane {
         let end = stream.read_to_end(&mut answer);
         let timed_out = end.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
         let _ = stream.shutdown(Shutdown::Both);
-        self.sent.push(Sent { mark, peer, bytes, answer });
+        self.evidence.sent.push(Sent { mark, peer, bytes, answer });
         if timed_out {
-            self.fail(self.sent.len() - 1, "its connection does not end");
+            self.fail("the connection does not end");
         }
     }
 
@@ -265,143 +242,20 @@ impl Lane {
         (if self.random.bool() { bytes.len() } else { self.random.usize(..bytes.len()) }, false)
     }
 
-    fn fail(&self, index: usize, what: &str) -> ! {
-        let input = &self.sent[index].bytes;
-        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("smuggling-input");
-        std::fs::write(&file, input).unwrap();
-        panic!(
-            "{} input {index}: {what}\nthe input is in {}:\n{}",
-            self.name,
-            file.display(),
-            input.escape_ascii()
-        )
+    /// Fails with what is known about the last connection and the attack before it.
+    fn fail(&self, what: &str) -> ! {
+        let last = self.evidence.sent.len() - 1;
+        let seens = self.recorder.seen.lock().unwrap();
+        self.evidence.fail(&[last.saturating_sub(1), last], what, &self.engine.log(), &seens)
     }
 
     /// Compares what the proxy logged with what the backend saw; returns how many requests it saw.
     pub fn judge(self) -> usize {
-        let Lane { engine, recorder, name, sent, marks, random } = self;
+        let Lane { engine, recorder, evidence, .. } = self;
         engine.settled();
         let log = engine.stop();
         let seens = recorder.finish();
-        assert_eq!(seens.problems, [""; 0], "{name}");
-        // Only to report with.
-        let idle = Recorder::new();
-        let engine = Engine::new(idle.address);
-        let lane = Lane { engine, recorder: idle, name, random, sent, marks };
-        lane.compare(&log, &seens.requests);
-        lane.recorder.finish();
+        evidence.compare(&log, &seens);
         seens.requests.len()
-    }
-
-    fn compare(&self, log: &[Value], requests: &[Seen]) {
-        let mut by_peer: HashMap<String, Vec<usize>> = HashMap::new();
-        for (index, sent) in self.sent.iter().enumerate() {
-            by_peer.entry(sent.peer.to_string()).or_default().push(index);
-        }
-        let mut seen: HashMap<&str, &Seen> = HashMap::new();
-        for request in requests {
-            let id = request.field("x-request-id").unwrap();
-            assert!(seen.insert(id, request).is_none(), "{} twice: {}", id, request.raw.escape_ascii());
-        }
-        let mut lines: HashMap<usize, usize> = HashMap::new();
-        for line in log {
-            let senders = &by_peer[line["peer"].as_str().unwrap()];
-            for sender in senders {
-                *lines.entry(*sender).or_default() += 1;
-            }
-            let request = seen.remove(line["request_id"].as_str().unwrap());
-            if let Err(what) = self.matches(line, request, senders) {
-                let raw = request.map(|request| request.raw.escape_ascii().to_string());
-                self.fail(senders[0], &format!("{what}\nlogged: {line}\nseen: {}", raw.unwrap_or_default()));
-            }
-        }
-        if let Some(request) = seen.values().next() {
-            panic!("{}: the backend saw what nobody logged: {}", self.name, request.raw.escape_ascii());
-        }
-        self.compare_with_input(log, &by_peer);
-        for (index, sent) in self.sent.iter().enumerate() {
-            let answer = String::from_utf8_lossy(&sent.answer);
-            let answers =
-                answer.matches("\r\nx-seen: ").count() + answer.matches("\r\nx-portcullis-reason: ").count();
-            if answers > lines.get(&index).copied().unwrap_or_default() {
-                self.fail(index, &format!("more answers than lines in the log:\n{answer}"));
-            }
-            if self.strangers(&answer, &[index]) {
-                self.fail(index, &format!("somebody else's answer:\n{answer}"));
-            }
-        }
-    }
-
-    /// Compares what was forwarded with what a client sent over HTTP/1: nothing but its requests, in
-    /// their order, and never a part of a body.
-    fn compare_with_input(&self, log: &[Value], by_peer: &HashMap<String, Vec<usize>>) {
-        let mut lines: HashMap<&str, Vec<&Value>> = HashMap::new();
-        for line in log.iter().filter(|line| line["protocol"] == "http1") {
-            lines.entry(line["peer"].as_str().unwrap()).or_default().push(line);
-        }
-        for (peer, lines) in lines {
-            // A port that was used twice can't be told apart.
-            let [sender] = by_peer[peer][..] else { continue };
-            let sent = oracle::read_all(&self.sent[sender].bytes, From::Client);
-            for (index, line) in lines.iter().enumerate() {
-                let whole = line["attempts"] == 1 && line["reason"].is_null();
-                let Some(request) = sent.get(index) else {
-                    if whole {
-                        self.fail(sender, &format!("no request was sent for this: {line}"));
-                    }
-                    continue;
-                };
-                let (bytes, body) = (line["bytes_in"].as_u64().unwrap(), request.body.len() as u64);
-                let tunnel = line["status"] == 101;
-                let early = comes_early(line["path"].as_str().unwrap());
-                let same = line["method"] == request.method
-                    && (bytes <= body || tunnel)
-                    && (early || !request.malformed && !request.broken_off);
-                // What an answer came too early for, or a tunnel, is the last of its connection.
-                if whole && (!same || (bytes != body || request.malformed) && index + 1 < lines.len()) {
-                    self.fail(sender, &format!("{line}\nis not {}", request.raw.escape_ascii()));
-                }
-            }
-        }
-    }
-
-    /// Whether one line of the log and one request at the backend are the same request.
-    fn matches(&self, line: &Value, request: Option<&Seen>, senders: &[usize]) -> Result<(), &'static str> {
-        let forwarded = line["attempts"].as_u64() > Some(0);
-        let Some(request) = request else {
-            return if forwarded && line["reason"].is_null() { Err("logged, never seen") } else { Ok(()) };
-        };
-        let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
-        let target = match line["query"].as_str() {
-            Some(query) => format!("{}?{query}", text("path")),
-            None => text("path"),
-        };
-        let host = request.field("host").unwrap();
-        let bytes = line["bytes_in"].as_u64().unwrap();
-        let body = request.body.len() as u64;
-        let early = comes_early(&request.target);
-        match () {
-            () if line["attempts"] != 1 => Err("not one attempt"),
-            () if request.method != text("method") => Err("another method"),
-            () if request.target != target => Err("another target"),
-            () if host.split(':').next() != Some(&text("host")) && !text("host").is_empty() => {
-                Err("another host")
-            }
-            () if request.broken_off && line["reason"].is_null() && !early => Err("cut, and logged as whole"),
-            () if !request.broken_off && body != bytes => Err("a body of another length"),
-            () if body > bytes => Err("more body than was read"),
-            () if self.strangers(&String::from_utf8_lossy(&request.raw), senders) => {
-                Err("bytes of another connection")
-            }
-            () => Ok(()),
-        }
-    }
-
-    /// Whether a text holds a mark that belongs to none of these senders, or more than one mark.
-    fn strangers(&self, text: &str, senders: &[usize]) -> bool {
-        let texts = text.match_indices('m').filter_map(|(at, _)| text.get(at..at + 13));
-        let marks: HashSet<&str> = texts.filter(|text| self.marks.contains(*text)).collect();
-        let own = |mark: &&str| senders.iter().any(|sender| self.sent[*sender].mark == *mark);
-        marks.len() > 1 || !marks.iter().all(own)
     }
 }
