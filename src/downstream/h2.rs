@@ -49,7 +49,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     let last_words = Wait::new(Reason::WriteTimeout, limits.write_timeout);
     let mut indulgence = Indulgence::new(limits.write_timeout, limits.write_min_rate);
     let mut streams = FuturesUnordered::new();
-    let mut draining = false;
+    let (mut draining, mut silence_limited) = (false, false);
     poll_fn(|cx| {
         if worker.is_draining() && !draining {
             draining = true;
@@ -61,9 +61,11 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         }
         if connection.is_blocked() {
             // Whatever its streams wait for, and those that are over, whose answers still wait.
+            if !std::mem::replace(&mut silence_limited, true) {
+                connection.limit_silence(limits.write_timeout);
+            }
             let until = Some(indulgence.end(Instant::now(), connection.written()));
-            let wait = Wait { until, ..last_words };
-            return patience.poll(cx, wait, true).map(|reason| client.cut_for.set(Some(reason)));
+            return patience.poll(cx, Wait { until, ..last_words }, true).map(|reason| client.cut_for.set(Some(reason)));
         }
         if indulgence.is_running() {
             indulgence.pause(Instant::now(), connection.written());
@@ -83,20 +85,32 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         if draining { patience.poll(cx, last_words, false).map(|_| ()) } else { Poll::Pending }
     })
     .await;
+    if connection.has_timed_out() {
+        client.cut_for.set(Some(Reason::WriteTimeout));
+    }
     if connection.is_abused() {
         client.cut_for.set(Some(Reason::H2Abuse));
         reject(worker, client.listener, Reason::H2Abuse);
         view.firewall.rejected(client.listener, client.ip, Reason::H2Abuse, Instant::now().into_std());
         streams.clear();
-        let farewell = Wait::new(Reason::H2Abuse, FAREWELL.min(limits.write_timeout));
-        let until = connection.is_blocked().then(|| indulgence.end(Instant::now(), connection.written()));
-        let farewell = Wait { until, ..farewell };
-        // WHY: nobody is left to tell that the client did not take it.
-        let _ = patience.limit(farewell, poll_fn(|cx| connection.poll_close(cx))).await;
+        say_farewell(&mut connection, &mut indulgence, &mut patience, limits).await;
     }
     if connection.is_blocked() {
         connection.give_up();
     }
+}
+
+/// Tells a client why it is sent away, if it reads that.
+async fn say_farewell(
+    connection: &mut Connection,
+    indulgence: &mut Indulgence,
+    patience: &mut Patience<'_>,
+    limits: &Limits,
+) {
+    let until = connection.is_blocked().then(|| indulgence.end(Instant::now(), connection.written()));
+    let farewell = Wait { until, ..Wait::new(Reason::H2Abuse, FAREWELL.min(limits.write_timeout)) };
+    // WHY: nobody is left to tell that the client did not take it.
+    let _ = patience.limit(farewell, poll_fn(|cx| connection.poll_close(cx))).await;
 }
 
 fn settings(limits: &Limits, head: HeadLimits) -> Settings {

@@ -7,6 +7,7 @@
 use std::{
     io,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use super::{fields::Fields, message::ResponseHead};
@@ -21,7 +22,7 @@ pub enum Filled {
 }
 
 /// Why a body can't be read to its end.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum BodyError {
     /// The sender broke the framing.
     Malformed,
@@ -90,4 +91,8 @@ pub trait Downstream: Exchange {
 
     /// The same for a client that does not read: nothing more is tried.
     fn give_up(&mut self);
+
+    /// Has the kernel give up a client that takes nothing for so long, with `TimedOut`. Over HTTP/2 the
+    /// connection sees to that.
+    fn limit_silence(&mut self, limit: Duration);
 }

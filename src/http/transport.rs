@@ -4,8 +4,10 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -40,6 +42,16 @@ impl Transport {
             Transport::UpstreamTls(stream) => stream.get_ref().0,
             Transport::DownstreamTls(stream) => stream.tcp(),
         }
+    }
+
+    /// Has the kernel give up a peer that acknowledges nothing of what waits for it for so long; writes
+    /// fail with `TimedOut` then.
+    ///
+    /// A socket goes on taking bytes now and then from us while its peer takes none: the kernel's buffer
+    /// grows. Who counts what is written can't tell to the second when the peer stopped.
+    pub fn limit_silence(&self, limit: Duration) {
+        // WHY: where the kernel can't, the deadlines of the callers still end it, a little later.
+        let _ = SockRef::from(self.tcp()).set_tcp_user_timeout(Some(limit));
     }
 
     /// Why the TLS session with a backend has failed, if it has: for after the fact.

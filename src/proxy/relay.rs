@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -58,7 +59,7 @@ enum Broken {
     Source(BodyError),
     /// More bytes than the limit allows.
     TooLong,
-    Sink,
+    Sink(io::ErrorKind),
 }
 
 /// The backend's answer did not come, or not whole.
@@ -98,6 +99,8 @@ pub struct Relay<'r, 'd, D, U> {
     body_waited: bool,
     /// With a client that is slow to take the response's body.
     indulgence: Indulgence,
+    /// The kernel was told how long it may take nothing.
+    silence_limited: bool,
 }
 
 /// The backend's end of an exchange.
@@ -121,6 +124,14 @@ impl Failure {
             Failure::Unanswered { .. } => Failure::Reason(Reason::UpstreamClosed),
             Failure::Reason(_) => self,
         }
+    }
+}
+
+impl Broken {
+    // WHY by value: an error is handed over by `map_err`.
+    #[expect(clippy::needless_pass_by_value, reason = "see above")]
+    fn sink(error: io::Error) -> Self {
+        Broken::Sink(error.kind())
     }
 }
 
@@ -159,7 +170,7 @@ impl Direction {
             self.waits_for = WaitsFor::Source;
             let Poll::Ready(filled) = source.poll_fill(cx) else {
                 self.waits_for = WaitsFor::Sink;
-                ready!(sink.poll_flush(cx)).map_err(|_| Broken::Sink)?;
+                ready!(sink.poll_flush(cx)).map_err(Broken::sink)?;
                 self.waits_for = WaitsFor::Source;
                 return Poll::Pending;
             };
@@ -167,7 +178,7 @@ impl Direction {
             match filled.map_err(Broken::Source)? {
                 Filled::Data => {
                     let last = source.ends_with_data();
-                    let count = ready!(sink.poll_send(cx, source.data(), last)).map_err(|_| Broken::Sink)?;
+                    let count = ready!(sink.poll_send(cx, source.data(), last)).map_err(Broken::sink)?;
                     source.consume(count);
                     self.bytes += count as u64;
                     self.moved = true;
@@ -176,7 +187,7 @@ impl Direction {
                     }
                 }
                 Filled::End => {
-                    ready!(sink.poll_finish(cx, source.trailers())).map_err(|_| Broken::Sink)?;
+                    ready!(sink.poll_finish(cx, source.trailers())).map_err(Broken::sink)?;
                     self.ended = true;
                 }
             }
@@ -206,6 +217,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             awaits_continue: false,
             body_waited: false,
             indulgence: Indulgence::new(timeouts.write, timeouts.write_rate),
+            silence_limited: false,
         }
     }
 
@@ -284,7 +296,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
         let limit = self.upload_limit.unwrap_or(u64::MAX);
         match ready!(self.upload.poll(cx, self.down, self.up, limit)) {
             Ok(()) => Poll::Ready(Ok(())),
-            Err(Broken::Sink) => {
+            Err(Broken::Sink(_)) => {
                 self.upload_refused = true;
                 Poll::Ready(Ok(()))
             }
@@ -349,6 +361,10 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             }
             return Wait::new(Reason::ResponseStalled, self.timeouts.response_idle);
         }
+        if !self.silence_limited {
+            self.silence_limited = true;
+            self.down.limit_silence(self.timeouts.write);
+        }
         let until = Some(self.indulgence.end(Instant::now(), bytes));
         Wait { until, ..Wait::new(Reason::WriteTimeout, self.timeouts.write) }
     }
@@ -379,7 +395,9 @@ fn response_broken(broken: &Broken) -> Reason {
         Broken::Source(BodyError::Malformed | BodyError::TooLarge) | Broken::TooLong => {
             Reason::UpstreamBadResponse
         }
-        Broken::Sink => Reason::ClientClosed,
+        // The kernel gave it up: see `limit_silence`.
+        Broken::Sink(io::ErrorKind::TimedOut) => Reason::WriteTimeout,
+        Broken::Sink(_) => Reason::ClientClosed,
     }
 }
 

@@ -73,7 +73,7 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("seccompiler", &["app/sandbox/calls.rs"]),
     ("serde", &["admin/", "config/"]),
     ("serde_json", &["admin/", "observe/"]),
-    ("socket2", &["app/bind.rs"]),
+    ("socket2", &["app/bind.rs", "http/transport.rs"]),
     ("subtle", &["admin/mod.rs"]),
     ("tokio", &[]),
     // Towards backends only.

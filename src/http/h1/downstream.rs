@@ -3,6 +3,7 @@
 use std::{
     io,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use http::StatusCode;
@@ -172,6 +173,10 @@ impl Downstream for Connection {
     fn give_up(&mut self) {
         self.reply_to.keep_alive = false;
         self.give_up_stream();
+    }
+
+    fn limit_silence(&mut self, limit: Duration) {
+        self.transport.limit_silence(limit);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     io,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -49,7 +50,7 @@ pub struct Settings {
     pub local_resets: usize,
     pub frames: FrameLimits,
     /// How long the client may take to read the last bytes.
-    pub linger: std::time::Duration,
+    pub linger: Duration,
 }
 
 /// A connection: streams come out of `poll_accept`, and everything is sent while it is polled.
@@ -63,6 +64,8 @@ pub struct Connection {
     budget: Budget,
     heads: Heads,
     abused: bool,
+    /// The kernel gave the client up.
+    timed_out: bool,
 }
 
 /// A stream that has a request head, or the reason to refuse it.
@@ -91,9 +94,16 @@ impl Connection {
             .await
             .map_err(io_error)?;
         let budget = Budget::new(FULL_BUFFERS * settings.send_buffer);
-        let head_deadline = Deadline::default();
-        let heads = Heads::new(HEAD_BYTES);
-        Ok(Connection { inner, cork, head: settings.head, head_deadline, budget, heads, abused: false })
+        Ok(Connection {
+            inner,
+            cork,
+            head: settings.head,
+            head_deadline: Deadline::default(),
+            budget,
+            heads: Heads::new(HEAD_BYTES),
+            abused: false,
+            timed_out: false,
+        })
     }
 
     /// To be called each time that the connection's task is polled, before the next two: what they
@@ -140,6 +150,7 @@ impl Connection {
                 self.abused = error.is_go_away()
                     && error.is_library()
                     && error.reason() == Some(Code::ENHANCE_YOUR_CALM);
+                self.timed_out |= error.get_io().is_some_and(is_timeout);
                 Poll::Ready(None)
             }
             None => Poll::Ready(None),
@@ -170,7 +181,9 @@ impl Connection {
 
     /// Sends what was taken; to be called each time before the connection's task waits.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.cork.poll_uncork(cx)
+        let flushed = self.cork.poll_uncork(cx);
+        self.timed_out |= matches!(&flushed, Poll::Ready(Err(error)) if is_timeout(error));
+        flushed
     }
 
     /// Whether the client takes nothing of what is there for it.
@@ -183,6 +196,16 @@ impl Connection {
         self.cork.written()
     }
 
+    /// Has the kernel give up the client when it takes nothing for so long.
+    pub fn limit_silence(&self, limit: Duration) {
+        self.cork.inner().limit_silence(limit);
+    }
+
+    /// Whether the kernel has given it up.
+    pub fn has_timed_out(&self) -> bool {
+        self.timed_out
+    }
+
     /// Has the connection reset when it is dropped: what waits for the client is lost, here and in the
     /// kernel.
     pub fn give_up(&mut self) {
@@ -193,6 +216,10 @@ impl Connection {
     pub fn drain(&mut self) {
         self.inner.graceful_shutdown();
     }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut
 }
 
 /// What the h2 crate lets through: twice our limit, since what it refuses itself is on no record.
@@ -302,6 +329,8 @@ impl Downstream for Stream {
     fn give_up(&mut self) {
         self.abort();
     }
+
+    fn limit_silence(&mut self, _: Duration) {}
 
     fn abort(&mut self) {
         match &mut self.outgoing {

@@ -51,6 +51,11 @@ impl Lingering {
         let _ = self.transport.tcp().set_zero_linger();
     }
 
+    /// Has the kernel give up the client when it takes nothing for so long.
+    pub(super) fn limit_silence(&self, limit: Duration) {
+        self.transport.limit_silence(limit);
+    }
+
     /// Reads until the client closes, is silent or has said enough.
     fn poll_silence(&mut self, cx: &mut Context<'_>, end: Instant) -> Poll<()> {
         let mut room = [0; 1024];

@@ -4,6 +4,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
@@ -44,6 +45,11 @@ impl Watched<Lingering> {
     /// Has the connection reset when it is dropped.
     pub(super) fn give_up(&self) {
         self.inner.give_up();
+    }
+
+    /// Has the kernel give up the client when it takes nothing for so long.
+    pub(super) fn limit_silence(&self, limit: Duration) {
+        self.inner.limit_silence(limit);
     }
 }
 
