@@ -15,7 +15,7 @@ use tokio::{
     runtime::{Builder, LocalOptions},
     sync::watch,
     task::spawn_local,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::Phase;
@@ -39,6 +39,8 @@ use crate::{
 const LOG_FLUSH: Duration = Duration::from_millis(100);
 /// How often pools are looked through, in log flushes.
 const SWEEP_EVERY: u32 = 10;
+/// Before a task that panicked is begun again.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Files kept for what is not a downstream connection: listeners, logs, probes, the admin address.
 const FILE_RESERVE: usize = 256;
 
@@ -113,7 +115,8 @@ async fn run(plan: Plan) {
             tracing::error!("worker {index} can't listen: {error}");
         }
     }
-    spawn_local(keep_house(worker.clone()));
+    let house = worker.clone();
+    keep_running(&worker, "the housekeeping of a worker", move || keep_house(house.clone()));
     reach(&mut phase, Phase::Drain).await;
     worker.drain();
     let empty = poll_fn(|cx| if worker.poll_empty(cx.waker()) { Poll::Ready(()) } else { Poll::Pending });
@@ -127,8 +130,26 @@ async fn run(plan: Plan) {
 fn open(worker: &Rc<Worker>, plan: DoorPlan) -> io::Result<()> {
     let socket = tokio::net::TcpListener::from_std(plan.socket)?;
     let door = Door { listener: plan.listener, socket, tls: plan.tls, admission: plan.admission };
-    spawn_local(accept::run(worker.clone(), door));
+    let (accepting, door) = (worker.clone(), Rc::new(door));
+    keep_running(worker, "an accept loop", move || accept::run(accepting.clone(), door.clone()));
     Ok(())
+}
+
+/// Runs a task that must not end before the worker does; one that panics is counted and begun again.
+fn keep_running<F: Future<Output = ()> + 'static>(
+    worker: &Rc<Worker>,
+    what: &'static str,
+    begin: impl Fn() -> F + 'static,
+) {
+    let worker = worker.clone();
+    spawn_local(async move {
+        while spawn_local(begin()).await.is_err() {
+            worker.shard.panic();
+            tracing::error!("{what} broke off: begun again");
+            // What panics at once must not do so all the time.
+            sleep(PAUSE).await;
+        }
+    });
 }
 
 /// Waits until the process has come that far; a sender that is gone means the end.
@@ -159,5 +180,44 @@ fn complain(delay: Duration) {
         tracing::warn!(
             "overloaded: a worker is {delay:?} late and sheds requests ({suppressed} more of these not shown)"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, path::Path};
+
+    use super::*;
+    use crate::{
+        config,
+        observe::{AccessLog, Metrics},
+    };
+
+    const CONFIG: &str = "[log]\naccess = \"off\"\n[[listeners]]\naddress = \"127.0.0.1:0\"\n\
+                          redirect_to_https = true\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_is_counted_and_begun_again() {
+        let (config, _) = config::parse("test", CONFIG, Path::new("")).unwrap();
+        let metrics = Metrics::new(1);
+        let log = AccessLog::start(&config.log, &metrics).unwrap();
+        let firewall = Arc::new(Firewall::new(&config));
+        let view = View::new(&Arc::new(config), &firewall, &[], &metrics.shard(0), 0);
+        let worker = Rc::new(Worker::new(view, metrics.shard(0), log.writer(), Load::new(None, None)));
+        let begun = Rc::new(Cell::new(0));
+        let tasks = tokio::task::LocalSet::new();
+        let count = begun.clone();
+        tasks
+            .run_until(async move {
+                keep_running(&worker, "a test", move || {
+                    count.set(count.get() + 1);
+                    let begun = count.get();
+                    async move { assert!(begun == 3, "the expected panic of a test") }
+                });
+            })
+            .await;
+        tasks.await;
+        assert_eq!(begun.get(), 3);
+        assert!(metrics.scrape().contains("portcullis_panics_total 2\n"));
     }
 }

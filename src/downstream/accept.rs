@@ -34,7 +34,7 @@ pub struct Door {
 }
 
 /// Accepts until the worker drains; what the kernel has queued by then is still served.
-pub async fn run(worker: Rc<Worker>, door: Door) {
+pub async fn run(worker: Rc<Worker>, door: Rc<Door>) {
     loop {
         let accepted = tokio::select! {
             biased;

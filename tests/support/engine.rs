@@ -28,7 +28,7 @@ static SITE: LazyLock<Leaf> = LazyLock::new(|| TRUSTED.issue(&["localhost", "sit
 
 /// A configuration in the making: two listeners, `plain` and `tls`, one route, one cluster.
 ///
-/// Each method adds lines to a table. One worker, no health checks, a short drain.
+/// Each method adds lines to a table. One worker, no health checks, a short drain, nothing shed.
 #[derive(Debug)]
 pub struct Setup {
     workers: usize,
@@ -165,12 +165,14 @@ impl Setup {
             ..
         } = self;
         let token = token.as_ref().map_or("", |_| "token_file = \"token\"");
+        // Tests run side by side, on machines that do other things as well: they may be late.
+        let patient = if limits.contains("overload_delay") { "" } else { "overload_delay = \"off\"\n" };
         // The test itself runs in the thread that would stay in the sandbox.
         format!(
             "workers = {workers}\nsandbox = \"off\"\n{top}\
              [admin]\naddress = \"127.0.0.1:0\"\n{token}\n\
              [log]\naccess = \"{log}\"\n\
-             [limits]\n{limits}\
+             [limits]\n{patient}{limits}\
              [[listeners]]\nname = \"plain\"\naddress = \"127.0.0.1:0\"\n{plain}\
              [[listeners]]\nname = \"tls\"\naddress = \"127.0.0.1:0\"\n{tls}\
              tls.certificates = [{certificates}]\n\

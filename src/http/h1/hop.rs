@@ -108,7 +108,7 @@ fn is_protected(name: &[u8]) -> bool {
 }
 
 /// Whether these bytes are a token (RFC 9110 §5.6.2).
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+pub(in crate::http) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().copied().all(is_token_byte)
 }
 

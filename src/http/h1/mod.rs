@@ -20,4 +20,6 @@ pub use connection::Connection;
 pub use downstream::{NoRequest, RequestLimits};
 pub use framing::BodyLimits;
 pub use head::HeadLimits;
+#[cfg(test)]
+pub(super) use hop::is_token;
 pub use upstream::NoResponse;

@@ -5,6 +5,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
     header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, HOST},
 };
+use memchr::memchr;
 
 use crate::{
     error::Reason,
@@ -80,6 +81,9 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
         if size > limits.field_bytes || bytes > limits.head_bytes {
             return Err(Reason::HeadTooLarge);
         }
+        if has_outer_blanks(value.as_bytes()) {
+            return Err(Reason::BadRequest);
+        }
         if crumbled && name == COOKIE {
             continue;
         }
@@ -90,6 +94,7 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
     if crumbled {
         // Browsers send each cookie as a field of its own; HTTP/1 knows one (RFC 9113 §8.2.3).
         let crumbs = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+        let crumbs = crumbs.filter(|crumb| !crumb.is_empty());
         let cookie = crumbs.collect::<Vec<_>>().join(&b"; "[..]);
         if cookie.len() > limits.field_bytes {
             return Err(Reason::HeadTooLarge);
@@ -104,17 +109,30 @@ fn passes(name: &[u8], value: &[u8], limits: &HeadLimits, head: &mut RequestHead
     match FieldId::of(name) {
         FieldId::Expect if value.eq_ignore_ascii_case(b"100-continue") => head.expects_continue = true,
         FieldId::Expect => return Err(Reason::BadRequest),
+        FieldId::Te => return Ok(value.eq_ignore_ascii_case(b"trailers")),
+        FieldId::Other if may_pass(name, limits.underscores) => return Ok(true),
+        FieldId::Other if !is_name(name) => return Err(Reason::BadRequest),
         FieldId::Host
         | FieldId::KeepAlive
         | FieldId::Proxy
         | FieldId::ProxyConnection
         | FieldId::Http2Settings
-        | FieldId::Upgrade => {}
-        FieldId::Te => return Ok(value.eq_ignore_ascii_case(b"trailers")),
-        FieldId::Other => return Ok(may_pass(name, limits.underscores)),
+        | FieldId::Upgrade
+        | FieldId::Other => {}
         _ => return Ok(true),
     }
     Ok(false)
+}
+
+/// Blanks around a value make an HTTP/2 request malformed (RFC 9113 §8.2.1).
+fn has_outer_blanks(value: &[u8]) -> bool {
+    matches!(value, [b' ' | b'\t', ..] | [.., b' ' | b'\t'])
+}
+
+/// Whether a name that came over HTTP/2 is one in HTTP/1: the http crate lets this byte pass there,
+/// and no other that RFC 9110 §5.6.2 doesn't.
+fn is_name(name: &[u8]) -> bool {
+    memchr(b'"', name).is_none()
 }
 
 /// The one length that the fields announce.
@@ -129,12 +147,15 @@ fn content_length(fields: &Fields) -> Result<Option<u64>, Reason> {
     length.map(Some).ok_or(Reason::BadRequest)
 }
 
-/// A response head from a backend; `None` where a length it announces makes no sense.
+/// A response head from a backend; `None` where a length it announces makes no sense, or a name is none.
 pub fn read_response<B>(response: &Response<B>, ended: bool, head: &mut ResponseHead) -> Option<()> {
     head.clear();
     head.status = response.status();
     head.version = Version::H2;
     for (name, value) in response.headers() {
+        if !is_name(name.as_str().as_bytes()) {
+            return None;
+        }
         head.fields.push(name.as_str().as_bytes(), value.as_bytes());
     }
     let length = content_length(&head.fields).ok()?;
@@ -208,4 +229,51 @@ pub fn read_trailers(map: &HeaderMap, underscores: Underscores) -> Option<Fields
     }
     fields.retain(|id, name| may_pass(name, underscores) && !is_forbidden_trailer(id, name));
     (!fields.is_empty()).then_some(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::h1::{head::Underscores, is_token};
+
+    const LIMITS: HeadLimits = HeadLimits {
+        head_bytes: 1024,
+        uri_bytes: 1024,
+        field_bytes: 1024,
+        fields: 10,
+        underscores: Underscores::Drop,
+    };
+
+    fn cookie_of(crumbs: &[&str]) -> Option<String> {
+        let mut request = Request::builder().uri("https://a/");
+        for crumb in crumbs {
+            request = request.header("cookie", *crumb);
+        }
+        let mut head = RequestHead::default();
+        read_request(&request.body(()).unwrap(), true, &LIMITS, &mut head).ok()?;
+        Some(String::from_utf8_lossy(head.fields.find(b"cookie")?).into_owned())
+    }
+
+    #[test]
+    fn crumbs_become_one_cookie_without_blanks_around_it() {
+        for (crumbs, cookie) in [
+            (&["a=b"][..], Some("a=b")),
+            (&["a=b", "c=d"], Some("a=b; c=d")),
+            (&["a=b", "", "c=d", ""], Some("a=b; c=d")),
+            (&["", ""], Some("")),
+            (&["a=b ", "c=d"], None),
+        ] {
+            assert_eq!(cookie_of(crumbs).as_deref(), cookie, "{crumbs:?}");
+        }
+    }
+
+    #[test]
+    fn every_name_that_the_http_crate_takes_is_a_token_or_refused() {
+        for byte in 0..=u8::MAX {
+            let name = [b'a', byte, b'b'];
+            if HeaderName::from_lowercase(&name).is_ok() {
+                assert_eq!(is_token(&name), is_name(&name), "{byte}");
+            }
+        }
+    }
 }
