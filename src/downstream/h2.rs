@@ -65,7 +65,9 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
                 connection.limit_silence(limits.write_timeout);
             }
             let until = Some(indulgence.end(Instant::now(), connection.written()));
-            return patience.poll(cx, Wait { until, ..last_words }, true).map(|reason| client.cut_for.set(Some(reason)));
+            return patience
+                .poll(cx, Wait { until, ..last_words }, true)
+                .map(|reason| client.cut_for.set(Some(reason)));
         }
         if indulgence.is_running() {
             indulgence.pause(Instant::now(), connection.written());
