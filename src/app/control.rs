@@ -16,7 +16,8 @@ use tokio::{
 use super::{
     Phase,
     bind::{AdminDoor, SocketFile},
-    lists,
+    certificates::Stores,
+    follow, lists,
 };
 use crate::{
     admin::Admin,
@@ -36,6 +37,7 @@ const CUT: Duration = Duration::from_secs(1);
 pub(super) struct Control<'c> {
     pub(super) admin: Arc<Admin>,
     pub(super) admin_door: Option<AdminDoor>,
+    pub(super) certificates: Stores,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) log: &'c AccessLog,
     pub(super) stopper: Stopper,
@@ -81,6 +83,8 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
         tasks.spawn(probe::run(cluster.clone(), all, reporter(cluster, &shard)));
     }
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
+    let followers = control.certificates.followers(&control.admin.config);
+    tasks.spawn(follow::keep(followers, control.admin.metrics.clone()));
     tokio::select! {
         () = signals.end(control.log) => {}
         () = control.stopper.0.notified() => {}

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    AdminAddress, Certificate, Listener, ListenerTls,
+    AdminAddress, Certificate, Listener, ListenerTls, client_auth,
     diagnostics::{Problem, quote},
     file::{File, WrittenListener, WrittenTls},
     firewall::Lists,
@@ -131,8 +131,15 @@ pub(super) fn resolve(
 fn listener_tls(written: &WrittenTls, base: &Path, problems: &mut Vec<Problem>) -> Option<ListenerTls> {
     let certificates: Vec<Option<Certificate>> =
         written.certificates.iter().map(|files| pem::certificate(files, base, problems)).collect();
+    let client_auth = match &written.client_auth {
+        Some(written) => client_auth::resolve(written, base, problems).map(Some),
+        None => Some(None),
+    };
+    let hosts = client_auth::resolve_hosts(&written.hosts, base, problems);
     Some(ListenerTls {
         certificates: certificates.into_iter().collect::<Option<_>>()?,
+        client_auth: client_auth?,
+        hosts: hosts?,
         minimum_version: written.minimum_version,
         strict_sni: written.strict_sni,
     })

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod admin;
+mod client_auth;
 mod diagnostics;
 mod file;
 mod firewall;
@@ -17,9 +18,11 @@ mod pem;
 mod reader;
 mod resolve;
 mod routes;
+mod stamps;
 mod suggest;
 mod summary;
 mod syntax;
+mod tls;
 mod values;
 
 use std::{
@@ -34,6 +37,9 @@ pub use self::{
     diagnostics::{Diagnostics, Problem, Severity, Span},
     identity::{IdentityFields, is_identity},
     networks::{ListError, Networks, Verdict},
+    pem::date_text,
+    stamps::Stamps,
+    tls::{Certificate, ClientAuth, ClientAuthMode, ClientIdentity, HostTls, ListenerTls, TlsVersion},
 };
 
 /// Reads a configuration file and the files it names.
@@ -266,36 +272,6 @@ pub struct BanRule {
     pub after: u32,
     pub window: Duration,
     pub duration: Duration,
-}
-
-#[derive(Debug)]
-pub struct ListenerTls {
-    /// Never empty; the first one is the default.
-    pub certificates: Vec<Certificate>,
-    pub minimum_version: TlsVersion,
-    pub strict_sni: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsVersion {
-    Tls12,
-    Tls13,
-}
-
-/// A certificate chain with the key that matches it, read and checked.
-#[derive(Debug)]
-pub struct Certificate {
-    pub chain_file: PathBuf,
-    pub key_file: PathBuf,
-    /// Leaf first.
-    pub chain: Vec<rustls::pki_types::CertificateDer<'static>>,
-    pub key: rustls::pki_types::PrivateKeyDer<'static>,
-    /// DNS names and addresses of the leaf's subject alternative names, lower case, no final dot.
-    pub names: Vec<String>,
-    /// Hexadecimal.
-    pub serial: String,
-    /// Seconds since the epoch.
-    pub not_after: i64,
 }
 
 #[derive(Debug, Clone)]

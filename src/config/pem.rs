@@ -11,16 +11,18 @@ use std::{
 };
 
 use rustls::{
-    Error, InconsistentKeys,
-    crypto::aws_lc_rs::sign::any_supported_type,
-    pki_types::{CertificateDer, PrivateKeyDer},
+    Error, InconsistentKeys, RootCertStore,
+    crypto::aws_lc_rs::{self, sign::any_supported_type},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer},
+    server::{VerifierBuilderError, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 use rustls_pemfile::Item;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
 use super::{
-    Certificate, TrustedCa,
+    Certificate, ClientAuth, ClientAuthMode, Stamps, TrustedCa,
+    client_auth::WrittenClientAuth,
     diagnostics::{Problem, Span, quote},
     file::CertificateFiles,
     reader::At,
@@ -45,6 +47,7 @@ pub(super) fn certificate(
     problems: &mut Vec<Problem>,
 ) -> Option<Certificate> {
     let (chain_file, key_file) = (base.join(&files.chain.value), base.join(&files.key.value));
+    let stamps = Stamps::of(vec![chain_file.clone(), key_file.clone()]);
     let chain = reported(read_chain(&chain_file, &files.chain), problems);
     let key = reported(read_key(&key_file, &files.key), problems);
     problems.extend(check_mode(&key_file, &files.key.span, "the private key"));
@@ -53,22 +56,144 @@ pub(super) fn certificate(
     let key = key?;
     reported(check_match(&chain, &key, &chain_file, files), problems)?;
     problems.extend(facts.doubts(&chain_file, &files.chain.span));
-    let Facts { names, serial, not_after, .. } = facts;
-    Some(Certificate { chain_file, key_file, chain, key, names, serial, not_after })
+    Some(Certificate { stamps, ..facts.certificate((chain_file, key_file), chain, key) })
+}
+
+impl Certificate {
+    /// Reads the files of a certificate anew while it is served. What clients would refuse is an error
+    /// here: the one in force is better.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn load(chain_file: &Path, key_file: &Path) -> Result<Self, String> {
+        let at = |path: &Path| At { value: path.to_owned(), span: 0..0 };
+        let files = CertificateFiles { chain: at(chain_file), key: at(key_file) };
+        let mut problems = Vec::new();
+        let read = certificate(&files, Path::new(""), &mut problems);
+        match read {
+            Some(certificate) => certificate.check_dates().map(|()| certificate),
+            None => Err(problems.first().map_or_else(String::new, Problem::in_one_line)),
+        }
+    }
+
+    /// A certificate that comes from no file: leaf first, with its key.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn from_der(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, String> {
+        let nowhere = || At { value: PathBuf::new(), span: 0..0 };
+        let files = CertificateFiles { chain: nowhere(), key: nowhere() };
+        let checked = Facts::read(&chain, Path::new(""), &files.chain.span)
+            .and_then(|facts| check_match(&chain, &key, Path::new(""), &files).map(|()| facts));
+        let facts = checked.map_err(|problem| problem.in_one_line())?;
+        Ok(facts.certificate((PathBuf::new(), PathBuf::new()), chain, key))
+    }
+
+    /// Refuses what clients refuse.
+    fn check_dates(&self) -> Result<(), String> {
+        let now = now();
+        match () {
+            () if self.not_after < now => Err(format!("it expired on {}", date_text(self.not_after))),
+            () if self.not_before > now => {
+                Err(format!("it is not valid before {}", date_text(self.not_before)))
+            }
+            () if self.names.is_empty() => Err("it has no subject alternative names".to_owned()),
+            () => Ok(()),
+        }
+    }
+}
+
+impl ClientAuth {
+    /// Reads the same files anew.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn reload(&self) -> Result<Self, String> {
+        let at = |path: &PathBuf| At { value: path.clone(), span: 0..0 };
+        let written = WrittenClientAuth {
+            ca: at(&self.ca_file),
+            crl: self.crl_file.as_ref().map(at),
+            mode: self.mode,
+            forward: self.forward,
+        };
+        let mut problems = Vec::new();
+        let read = client_auth(&written, Path::new(""), &mut problems);
+        read.ok_or_else(|| problems.first().map_or_else(String::new, Problem::in_one_line))
+    }
+}
+
+/// Reads the authorities and revocations that client certificates are verified against.
+pub(super) fn client_auth(
+    written: &WrittenClientAuth,
+    base: &Path,
+    problems: &mut Vec<Problem>,
+) -> Option<ClientAuth> {
+    let (ca_file, crl_file) =
+        (base.join(&written.ca.value), written.crl.as_ref().map(|crl| base.join(&crl.value)));
+    let stamps = Stamps::of(std::iter::once(&ca_file).chain(&crl_file).cloned().collect());
+    let roots = roots(&ca_file, &written.ca, problems);
+    let crls = match written.crl.as_ref().zip(crl_file.as_deref()) {
+        Some((crl, path)) => reported(read_crls(path, crl), problems),
+        None => Some(Vec::new()),
+    };
+    let (roots, crls) = (roots?.0, crls?);
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).with_crls(crls);
+    let builder = match written.mode {
+        ClientAuthMode::Required => builder,
+        ClientAuthMode::Optional => builder.allow_unauthenticated(),
+    };
+    let verifier = builder.build().map_err(|error| {
+        let (span, file) = match (&error, &written.crl, &crl_file) {
+            (VerifierBuilderError::InvalidCrl(_), Some(crl), Some(file)) => (&crl.span, file),
+            _ => (&written.ca.span, &ca_file),
+        };
+        let message = format!("{} can't be used to verify client certificates", quote_path(file));
+        Problem::error(span.clone(), message).note(error.to_string())
+    });
+    let verifier = reported(verifier.map_err(Box::new), problems)?;
+    let (mode, forward) = (written.mode, written.forward);
+    Some(ClientAuth { ca_file, crl_file, mode, forward, verifier, stamps })
+}
+
+fn read_crls(path: &Path, written: &At<PathBuf>) -> Checked<Vec<CertificateRevocationListDer<'static>>> {
+    let file = PemFile::read(path, written)?;
+    let items = file.items()?.into_iter();
+    let crls: Vec<_> =
+        items.filter_map(|item| if let Item::Crl(crl) = item { Some(crl) } else { None }).collect();
+    if crls.is_empty() {
+        let problem = file.problem("holds no revocation list");
+        let help = "a PEM file with lines such as -----BEGIN X509 CRL----- is expected";
+        return Err(Box::new(problem.help(help)));
+    }
+    Ok(crls)
+}
+
+/// Authorities, each of which can be one.
+fn roots(
+    path: &Path,
+    written: &At<PathBuf>,
+    problems: &mut Vec<Problem>,
+) -> Option<(RootCertStore, Vec<CertificateDer<'static>>)> {
+    let certificates = reported(read_chain(path, written), problems)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in &certificates {
+        if let Err(error) = roots.add(certificate.clone()) {
+            let message = format!("{} can't be used as a certificate authority", quote_path(path));
+            problems.push(Problem::error(written.span.clone(), message).note(error.to_string()));
+            return None;
+        }
+    }
+    Some((roots, certificates))
 }
 
 /// Reads the certificates that a cluster's backends are verified against.
 pub(super) fn trusted_ca(ca: &At<PathBuf>, base: &Path, problems: &mut Vec<Problem>) -> Option<TrustedCa> {
     let path = base.join(&ca.value);
-    let certificates = reported(read_chain(&path, ca), problems)?;
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in &certificates {
-        if let Err(error) = roots.add(certificate.clone()) {
-            let message = format!("{} can't be used as a certificate authority", quote_path(&path));
-            problems.push(Problem::error(ca.span.clone(), message).note(error.to_string()));
-            return None;
-        }
-    }
+    let (_, certificates) = roots(&path, ca, problems)?;
     Some(TrustedCa::File(path, Arc::from(certificates)))
 }
 
@@ -242,10 +367,20 @@ impl Facts {
         })
     }
 
+    fn certificate(
+        self,
+        (chain_file, key_file): (PathBuf, PathBuf),
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Certificate {
+        let Facts { names, serial, not_before, not_after } = self;
+        let stamps = Stamps::default();
+        Certificate { chain_file, key_file, chain, key, names, serial, not_before, not_after, stamps }
+    }
+
     /// What makes clients refuse the certificate.
     fn doubts(&self, path: &Path, span: &Span) -> Vec<Problem> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let now = now();
         let path = quote_path(path);
         let mut doubts = Vec::new();
         if self.not_after < now {
@@ -266,6 +401,12 @@ impl Facts {
     }
 }
 
+/// Seconds since the epoch.
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
 fn alternative_name(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::DNSName(name) => Some(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()),
@@ -280,7 +421,7 @@ fn alternative_name(name: &GeneralName<'_>) -> Option<String> {
 
 /// The day (UTC) of a time in seconds since the epoch, as `2026-08-01`: Howard Hinnant,
 /// "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-pub(super) fn date_text(seconds: i64) -> String {
+pub fn date_text(seconds: i64) -> String {
     let days = seconds.div_euclid(86_400) + 719_468;
     let era = days.div_euclid(146_097);
     let day_of_era = days.rem_euclid(146_097);

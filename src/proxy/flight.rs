@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     client, forwarded,
-    worker::{Client, ListenerView, View, Worker},
+    worker::{Client, ClientCertificate, ListenerView, View, Worker},
 };
 use crate::{
     config::ForwardedPolicy,
@@ -113,6 +113,22 @@ impl<'c> Flight<'c> {
         self.view.config.listeners[self.client.listener].limits.body_bytes
     }
 
+    /// Whether the connection was made under the policy of the request's host.
+    pub fn may_carry(&self) -> bool {
+        match (&self.listener().policies, &self.client.tls) {
+            (Some(policies), Some(tls)) => policies.allows(tls.policy, &self.head.host),
+            (None, _) | (_, None) => true,
+        }
+    }
+
+    /// Who the client is by its certificate, where the request's host asks for one.
+    pub fn identity(&self) -> Option<&ClientCertificate> {
+        let tls = self.client.tls.as_ref()?;
+        let identity = tls.identity.as_deref()?;
+        let policies = self.listener().policies.as_ref();
+        policies.is_none_or(|all| all.of(&self.head.host) == tls.policy).then_some(identity)
+    }
+
     /// The id to forward and to log: ours, or the one that a trusted peer sent.
     pub fn id(&self) -> &[u8] {
         match self.head.fields.get(FieldId::XRequestId) {
@@ -179,6 +195,7 @@ impl<'c> Flight<'c> {
                 cipher: tls.cipher,
                 sni: tls.sni.as_deref(),
                 resumed: tls.resumed,
+                client: tls.identity.as_deref().and_then(ClientCertificate::for_log),
             }),
             method: if self.unparsed { "" } else { self.head.method.as_str() },
             host: if self.unparsed { "" } else { &self.head.host },

@@ -20,8 +20,10 @@ use crate::{
         message::{RequestHead, ResponseHead},
         proxy_protocol::Ends,
     },
-    observe::{BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard},
-    proxy::route::RouteTable,
+    observe::{
+        BackendCells, ClientInfo, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard,
+    },
+    proxy::{policies::ClientPolicies, route::RouteTable},
     upstream::{
         balance::{Balancer, Tried},
         cluster::Cluster,
@@ -90,6 +92,8 @@ pub struct ListenerView {
     pub handshakes: tokio::sync::Semaphore,
     /// Where `redirect_to_https` sends: the port of a TLS listener.
     pub https_port: Option<u16>,
+    /// Where its hosts ask for different client certificates.
+    pub policies: Option<ClientPolicies>,
     unrouted: OnceCell<Arc<RouteCells>>,
     routed: Vec<OnceCell<Arc<RouteCells>>>,
 }
@@ -316,6 +320,7 @@ impl ListenerView {
             limits: request_limits(listener),
             handshakes: tokio::sync::Semaphore::new(listener.limits.concurrent_handshakes),
             https_port,
+            policies: listener.tls.as_ref().map(ClientPolicies::new).filter(ClientPolicies::differ),
             unrouted: OnceCell::new(),
             routed: (0..config.routes.len()).map(|_| OnceCell::new()).collect(),
         }
@@ -401,6 +406,27 @@ pub struct TlsFacts {
     pub cipher: &'static str,
     pub sni: Option<String>,
     pub resumed: bool,
+    /// Under which of the listener's policies the handshake was.
+    pub policy: usize,
+    /// Where a client certificate was asked for.
+    pub identity: Option<Box<ClientCertificate>>,
+}
+
+/// What a client's certificate, which was verified, says about it; or that it showed none.
+#[derive(Debug)]
+pub struct ClientCertificate {
+    /// For backends, ready to be sent.
+    pub fields: Vec<(&'static str, Vec<u8>)>,
+    /// Subject and fingerprint; `None`: the client has none.
+    pub shown: Option<(String, String)>,
+}
+
+impl ClientCertificate {
+    /// As the access log has it.
+    pub fn for_log(&self) -> Option<ClientInfo<'_>> {
+        let (subject, fingerprint) = self.shown.as_ref()?;
+        Some(ClientInfo { subject, fingerprint })
+    }
 }
 
 impl Client {

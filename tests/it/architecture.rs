@@ -29,12 +29,14 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
-const HOMES: [(&str, &[&str]); 36] = [
-    ("arc_swap", &["firewall/mod.rs", "upstream/cluster.rs"]),
+const HOMES: [(&str, &[&str]); 37] = [
+    ("arc_swap", &["downstream/tls/", "firewall/mod.rs", "upstream/cluster.rs"]),
+    // As the provider of rustls; what else of it is used stands in the first.
+    ("aws_lc_rs", &["downstream/tls/", "config/pem.rs", "upstream/tls.rs"]),
     ("bytes", &["http/"]),
     ("clap", &["cli.rs"]),
     ("fastrand", &["app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
-    ("foldhash", &["proxy/route.rs"]),
+    ("foldhash", &["proxy/policies.rs", "proxy/route.rs"]),
     ("futures_util", &["downstream/h2.rs"]),
     ("h2", &["http/"]),
     ("http", &[]),
@@ -54,7 +56,14 @@ const HOMES: [(&str, &[&str]); 36] = [
     // The types of certificates and keys are in the resolved configuration.
     (
         "rustls",
-        &["config/mod.rs", "config/pem.rs", "downstream/tls.rs", "http/tls_stream.rs", "upstream/tls.rs"],
+        &[
+            "config/mod.rs",
+            "config/pem.rs",
+            "config/tls.rs",
+            "downstream/tls/",
+            "http/tls_stream.rs",
+            "upstream/tls.rs",
+        ],
     ),
     ("rustls_native_certs", &["upstream/tls.rs"]),
     ("rustls_pemfile", &["config/pem.rs"]),
@@ -69,7 +78,7 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("toml", &["config/"]),
     ("tracing", &[]),
     ("tracing_subscriber", &["observe/program_log.rs"]),
-    ("x509_parser", &["config/pem.rs"]),
+    ("x509_parser", &["config/pem.rs", "downstream/tls/identity.rs"]),
     ("portcullis", &["main.rs"]),
 ];
 

@@ -9,6 +9,8 @@ mod support;
 mod architecture;
 mod balancing;
 mod bodies;
+mod certificates;
+mod client_certificates;
 mod config;
 mod docs;
 mod firewall;

@@ -228,6 +228,14 @@ impl Engine {
         Setup::new(&[backend]).start()
     }
 
+    /// Replaces a file beside the configuration, at once.
+    pub fn replace_file(&self, name: &str, content: &str) {
+        let next = self.folder.path().join(".next");
+        fs::write(&next, content).unwrap();
+        fs::set_permissions(&next, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(next, self.folder.path().join(name)).unwrap();
+    }
+
     pub fn log_file(&self) -> PathBuf {
         self.folder.path().join("access.log")
     }
