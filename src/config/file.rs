@@ -17,6 +17,7 @@ use super::{
     diagnostics::{Problem, Span, quote},
     firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
+    hsts,
     identity::{self, IdentityFields},
     limits,
     reader::{At, Switch, Table},
@@ -72,6 +73,7 @@ pub(super) struct WrittenTls {
     pub(super) strict_sni: bool,
     pub(super) client_auth: Option<WrittenClientAuth>,
     pub(super) hosts: Vec<WrittenHost>,
+    pub(super) hsts: Option<String>,
 }
 
 #[derive(Debug)]
@@ -260,6 +262,7 @@ fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
         strict_sni: At::or(table.optional("strict_sni", boolean), false),
         client_auth: client_auth::read(&mut table),
         hosts: client_auth::read_hosts(&mut table),
+        hsts: hsts::read(&mut table),
     };
     table.finish();
     Some(tls)

@@ -6,10 +6,13 @@
 mod addresses;
 mod admin;
 mod client_auth;
+mod coverage;
 mod diagnostics;
+mod doubts;
 mod file;
 mod firewall;
 mod health;
+mod hsts;
 mod identity;
 mod limits;
 mod listeners;

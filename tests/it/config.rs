@@ -210,6 +210,7 @@ fn reference_shows_the_defaults_that_are_used() {
         "proxy_protocol",
         "limits.body_bytes",
         "firewall.default",
+        "hsts",
         "client_auth",
         "hosts",
         "name",
