@@ -109,7 +109,7 @@ fn forward(criterion: &mut Criterion) {
 /// As the proxy writes it.
 fn write_request(head: &RequestHead, out: &mut Vec<u8>) {
     encode::write_request_line(out, &head.method, &head.target);
-    encode::write_host(out, &head.host, head.port);
+    encode::write_field(out, "host", head.authority().as_bytes());
     encode::write_fields(out, &head.fields, |id| {
         !matches!(id, FieldId::ContentLength | FieldId::XForwardedFor | FieldId::XForwardedProto)
     });

@@ -12,9 +12,10 @@ use portcullis::{
     config::{AccessSink, Log, LogFormat},
     firewall::Firewall,
     http::message::RequestHead,
-    observe::{AccessLog, Metrics, Protocol, Record, Shard, TlsInfo},
+    observe::{AccessLog, Metrics, Protocol, Quoted, Record, Shard, TlsInfo},
     proxy::{
         flight::Flight,
+        load::Load,
         worker::{Client, TlsFacts, View, Worker},
     },
     upstream::cluster::Cluster,
@@ -27,10 +28,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const WRITERS: usize = 3;
 
+fn name(name: &str) -> &'static Quoted {
+    Box::leak(Box::new(Quoted::new(name)))
+}
+
 fn record() -> Record<'static> {
     Record {
         time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_785_587_696_789),
-        listener: "0.0.0.0:443",
+        listener: name("0.0.0.0:443"),
         client_ip: "203.0.113.7",
         peer: "203.0.113.7:50001",
         protocol: Protocol::Http1,
@@ -45,9 +50,9 @@ fn record() -> Record<'static> {
         host: "www.example.com",
         path: "/assets/js/application-4f2a9c.js",
         query: Some("v=1234"),
-        route: Some("www.example.com/assets"),
-        cluster: Some("web"),
-        backend: Some("10.0.0.11:8080"),
+        route: Some(name("www.example.com/assets")),
+        cluster: Some(name("web")),
+        backend: Some(name("10.0.0.11:8080")),
         status: 200,
         reason: None,
         bytes_in: 0,
@@ -55,7 +60,7 @@ fn record() -> Record<'static> {
         attempts: 1,
         duration: Duration::from_micros(1_234),
         upstream_response: Some(Duration::from_micros(987)),
-        request_id: "0af7651916cd43dd8448eb211c80319c",
+        request_id: b"0af7651916cd43dd8448eb211c80319c",
         user_agent: Some(b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
         referer: Some(b"https://www.example.com/start"),
     }
@@ -142,7 +147,7 @@ fn whole_flight(c: &mut Criterion) {
     let log = AccessLog::start(&config.log, &metrics).expect("/dev/null can be opened");
     let shard = metrics.shard(0);
     let view = View::new(&config, &Arc::new(Firewall::new(&config)), &clusters, &shard, 7);
-    let worker = Worker::new(view, shard, log.writer());
+    let worker = Worker::new(view, shard, log.writer(), Load::new(None, None));
     let record = record();
     let tls = TlsFacts {
         version: "TLSv1.3",

@@ -1,5 +1,7 @@
 //! The command line: what was typed becomes what is done, and how it ends becomes an exit code.
 
+mod pki;
+
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
@@ -66,6 +68,8 @@ enum Command {
         #[command(subcommand)]
         command: FirewallCommand,
     },
+    /// A private CA, so that the way to the web servers is encrypted and both ends know each other.
+    Pki(pki::Pki),
     /// Ask a running instance whether it lives; for container health checks.
     Healthcheck {
         /// Its admin address, or unix:PATH.
@@ -120,6 +124,13 @@ pub fn main() -> ExitCode {
         Command::Check { config, strict } => check(&config, strict),
         Command::Demo { https, admin } => demonstrate(https, admin),
         Command::Firewall { command: FirewallCommand::Export(asked) } => export(&asked),
+        Command::Pki(asked) => match pki::run(&asked) {
+            Ok(text) => {
+                say(&text);
+                DONE
+            }
+            Err(error) => fail(&error.to_string()),
+        },
         Command::Healthcheck { admin } => healthcheck(&admin),
     })
 }

@@ -78,6 +78,10 @@ reasons! {
     UpstreamTlsUnknownCa = "upstream_tls_unknown_ca", 502, Upstream, "the backend's certificate is not trusted";
     UpstreamTlsExpired = "upstream_tls_expired", 502, Upstream, "the backend's certificate is outside its dates";
     UpstreamTlsNameMismatch = "upstream_tls_name_mismatch", 502, Upstream, "the backend's certificate is for another name";
+    /// Revoked, or of an authority without a list among `tls.crl`.
+    UpstreamTlsRevoked = "upstream_tls_revoked", 502, Upstream, "the backend's certificate is revoked";
+    /// The backend said so: by an alert, in the handshake or in place of an answer.
+    UpstreamTlsClientCertificate = "upstream_tls_client_certificate", 502, Upstream, "the backend does not accept the certificate of this instance";
     UpstreamTlsHandshake = "upstream_tls_handshake", 502, Upstream, "the TLS handshake with the backend failed";
     /// The backend closed before a complete response.
     UpstreamClosed = "upstream_closed", 502, Upstream, "the backend closed the connection early";

@@ -20,6 +20,8 @@ pub mod firewall;
 
 pub mod http;
 
+pub mod pki;
+
 pub mod upstream;
 
 pub mod proxy;

@@ -128,7 +128,8 @@ fn check_forwarded(head: &RequestHead) {
     assert!(gone.iter().all(|id| head.fields.get(*id).is_none()));
     let mut wire = Vec::new();
     encode::write_request_line(&mut wire, &head.method, &head.target);
-    encode::write_host(&mut wire, if head.host.is_empty() { "none" } else { &head.host }, head.port);
+    let host = if head.host.is_empty() { "none" } else { head.authority() };
+    encode::write_field(&mut wire, "host", host.as_bytes());
     encode::write_fields(&mut wire, &head.fields, |id| id != FieldId::ContentLength);
     match head.body {
         BodyLength::Exact(bytes) => encode::write_content_length(&mut wire, bytes),

@@ -1,12 +1,12 @@
 //! The certificates of all listeners while the process serves: new ones are shown, and their end is
 //! in the metrics.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use super::follow::Follower;
 use crate::{
-    config::{self, Certificate, ClientAuth, Config},
-    downstream::tls::{Acceptor, CertificateStore, Served, Slot},
+    config::{self, Certificate, ClientAuth, Config, TicketFile},
+    downstream::tls::{Acceptor, CertificateStore, Served, Slot, TicketKeys},
     observe::{CertificateExpiry, Metrics, TlsFile},
 };
 
@@ -69,7 +69,19 @@ impl Stores {
             let policies = acceptor.client_auths();
             followers.extend(policies.map(|(policy, auth)| client_auth(name, acceptor, policy, auth)));
         }
+        let tickets = |(listener, (name, acceptor)): (&config::Listener, &(String, Option<Acceptor>))| {
+            let file = listener.tls.as_ref()?.ticket_keys.as_ref()?;
+            Some(ticket_keys(name, acceptor.as_ref()?.tickets(), file))
+        };
+        followers.extend(config.listeners.iter().zip(self.listeners.iter()).filter_map(tickets));
         followers
+    }
+
+    /// Lets random ticket keys roll over, where it is time.
+    pub(super) fn roll_tickets(&self, now: Instant) {
+        for acceptor in self.listeners.iter().filter_map(|(_, acceptor)| acceptor.as_ref()) {
+            acceptor.tickets().roll(now);
+        }
     }
 
     fn follower(&self, (listener, slot): (usize, Slot), certificate: &Certificate) -> Follower {
@@ -94,6 +106,17 @@ fn client_auth(listener: &str, acceptor: &Acceptor, policy: usize, auth: &Arc<Cl
         let new = auth.reload()?;
         acceptor.set_client_auth(policy, Arc::new(new)).map_err(|error| error.to_string())?;
         Ok("new connections are verified by it".to_owned())
+    })
+}
+
+/// Follows the file of ticket keys.
+fn ticket_keys(listener: &str, keys: &Arc<TicketKeys>, file: &TicketFile) -> Follower {
+    let (keys, path, stamps) = (keys.clone(), file.path.clone(), file.stamps.clone());
+    let what = format!("the ticket keys of listener {listener} in {}", path.display());
+    Follower::new(TlsFile::TicketKeys, what, stamps, move || {
+        let secrets = TicketFile::load(&path)?.secrets;
+        keys.replace(&secrets).map_err(|error| error.to_string())?;
+        Ok(format!("{} in use", secrets.len()))
     })
 }
 

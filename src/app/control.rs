@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Phase,
+    Phase, backend_tls,
     bind::{AdminDoor, SocketFile},
     certificates::Stores,
     follow, lists,
@@ -82,9 +82,12 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
     for cluster in &control.admin.clusters {
         tasks.spawn(probe::run(cluster.clone(), all, reporter(cluster, &shard)));
     }
+    tasks.spawn(backend_tls::keep(control.admin.clusters.clone()));
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
-    let followers = control.certificates.followers(&control.admin.config);
-    tasks.spawn(follow::keep(followers, control.admin.metrics.clone()));
+    let certificates = control.certificates;
+    let followers = certificates.followers(&control.admin.config);
+    let roll_tickets = move || certificates.roll_tickets(Instant::now());
+    tasks.spawn(follow::keep(followers, control.admin.metrics.clone(), roll_tickets));
     tokio::select! {
         () = signals.end(control.log) => {}
         () = control.stopper.0.notified() => {}

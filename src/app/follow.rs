@@ -67,12 +67,13 @@ impl Follower {
     }
 }
 
-/// Runs for ever.
-pub(super) async fn keep(mut followers: Vec<Follower>, metrics: Arc<Metrics>) {
+/// Runs for ever; calls `tick` at each look.
+pub(super) async fn keep(mut followers: Vec<Follower>, metrics: Arc<Metrics>, tick: impl Fn()) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        tick();
         for follower in &mut followers {
             if let Some(well) = follower.look().await {
                 metrics.tls_file_loaded(follower.kind, well);

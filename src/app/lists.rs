@@ -1,44 +1,47 @@
 //! Keeps the firewall's tables: list files that change are loaded anew, bans that end are forgotten.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::files::{Files, LOOK};
 use crate::{
-    config::Stamps,
     firewall::{Firewall, Lists},
     observe::Metrics,
 };
 
-/// How long a change may go unseen.
-const LOOK: Duration = Duration::from_secs(2);
+struct Watched {
+    lists: Arc<Lists>,
+    files: Files,
+}
 
 /// Runs for ever.
 pub(super) async fn keep(firewall: Arc<Firewall>, metrics: Arc<Metrics>) {
-    let mut watched: Vec<(Stamps, Arc<Lists>)> = firewall.lists().iter().map(watch).collect();
+    let mut watched: Vec<Watched> = firewall.lists().iter().cloned().map(Watched::new).collect();
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         metrics.bans(firewall.sweep(Instant::now()));
-        for (stamps, lists) in &mut watched {
-            if !stamps.changed() {
-                continue;
-            }
-            let lists = lists.clone();
+        for each in watched.iter_mut().filter_map(Watched::changed) {
             // WHY: reading half a million lines takes long enough to be felt by probes and admin.
-            let result = tokio::task::spawn_blocking(move || report(&lists)).await.unwrap_or(false);
+            let result = tokio::task::spawn_blocking(move || report(&each)).await.unwrap_or(false);
             metrics.lists_loaded(result);
         }
         metrics.networks(firewall.lists().iter().map(|lists| lists.len()).sum());
     }
 }
 
-fn watch(lists: &Arc<Lists>) -> (Stamps, Arc<Lists>) {
-    (Stamps::of(lists.written.files.iter().map(|(path, _)| path.clone()).collect()), lists.clone())
+impl Watched {
+    fn new(lists: Arc<Lists>) -> Self {
+        let files = Files::new(lists.written.files.iter().map(|(path, _)| path.as_path()));
+        Watched { lists, files }
+    }
+
+    /// The lists, if a file of theirs has changed since the last look.
+    fn changed(&mut self) -> Option<Arc<Lists>> {
+        self.files.look().then(|| self.lists.clone())
+    }
 }
 
 /// Loads lists anew and says so; whether it went well.

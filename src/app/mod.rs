@@ -3,9 +3,11 @@
 //! Nothing is bound before the configuration is known to be good, nothing is spawned before
 //! everything is bound, and a drain ends with the last connection or at its deadline.
 
+mod backend_tls;
 mod bind;
 mod certificates;
 mod control;
+mod files;
 mod follow;
 mod lists;
 mod privileges;
@@ -90,6 +92,7 @@ impl App {
         certificates.announce();
         let phase = watch::Sender::new(Phase::Serve);
         let admissions = worker::admissions(&config, nofile);
+        let places = worker::places(&config, nofile);
         let workers = sockets
             .into_iter()
             .enumerate()
@@ -110,6 +113,7 @@ impl App {
                     .collect(),
                 shard: metrics.shard(index),
                 log: log.writer(),
+                places: places.clone(),
                 phase: phase.subscribe(),
             })
             .collect();
@@ -181,6 +185,8 @@ fn acceptors(config: &Config) -> Result<Vec<Option<tls::Acceptor>>, StartError> 
 /// Fills in the metrics that are there from the start.
 fn announce(clusters: &[Arc<Cluster>], shard: &Shard) {
     for cluster in clusters {
+        let unverified = cluster.config.tls.as_ref().is_some_and(|tls| !tls.verify);
+        shard.cluster(cluster.name()).set_exposed(cluster.config.is_plaintext(), unverified);
         for backend in &cluster.backends {
             let cells = shard.backend(cluster.name(), &backend.address);
             cells.set_up(backend.is_up());

@@ -18,7 +18,7 @@ use nix::sys::{
     resource::{Resource, setrlimit},
 };
 
-use crate::config::{AccessSink, AdminAddress, Config, NetworkLists, Sandbox, TrustedCa};
+use crate::config::{AccessSink, AdminAddress, ClusterTls, Config, NetworkLists, Sandbox};
 
 /// The newest rules that this is written for; an older kernel enforces those it knows.
 const KNOWN: ABI = ABI::V6;
@@ -115,6 +115,7 @@ fn files(config: &Config) -> Vec<&Path> {
         for certificate in &tls.certificates {
             files.extend([certificate.chain_file.as_path(), certificate.key_file.as_path()]);
         }
+        files.extend(tls.ticket_keys.as_ref().map(|file| file.path.as_path()));
         let of_hosts = tls.hosts.iter().filter_map(|host| host.client_auth.as_ref());
         for auth in tls.client_auth.iter().chain(of_hosts) {
             files.push(&auth.ca_file);
@@ -122,9 +123,7 @@ fn files(config: &Config) -> Vec<&Path> {
         }
     }
     for cluster in &config.clusters {
-        if let Some(TrustedCa::File(path, _)) = cluster.tls.as_ref().map(|tls| &tls.ca) {
-            files.push(path);
-        }
+        files.extend(cluster.tls.iter().flat_map(ClusterTls::files));
     }
     let of_listeners = config.listeners.iter().map(|listener| &listener.firewall.lists);
     let of_routes = config.routes.iter().filter_map(|route| route.firewall.as_ref()).map(|each| &each.lists);

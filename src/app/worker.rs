@@ -1,7 +1,14 @@
 //! A worker thread: its runtime, its accept loops, its housekeeping.
 
 use std::{
-    future::poll_fn, io, net::TcpListener, rc::Rc, sync::Arc, task::Poll, thread::JoinHandle, time::Duration,
+    future::poll_fn,
+    io,
+    net::TcpListener,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -13,15 +20,18 @@ use tokio::{
 
 use super::Phase;
 use crate::{
-    config::Config,
+    config::{Cap, Config},
     downstream::{
         accept::{self, Door},
         admission::{Admission, Gate},
         tls::Acceptor,
     },
     firewall::Firewall,
-    observe::{LogWriter, Shard},
-    proxy::worker::{View, Worker},
+    observe::{LogWriter, Shard, Throttle},
+    proxy::{
+        load::{Load, Places},
+        worker::{View, Worker},
+    },
     upstream::cluster::Cluster,
 };
 
@@ -31,6 +41,9 @@ const LOG_FLUSH: Duration = Duration::from_millis(100);
 const SWEEP_EVERY: u32 = 10;
 /// Files kept for what is not a downstream connection: listeners, logs, probes, the admin address.
 const FILE_RESERVE: usize = 256;
+
+/// Shared by all workers: what makes one late mostly makes all of them late.
+static COMPLAINTS: Mutex<Throttle> = Mutex::new(Throttle::new(Duration::from_secs(1)));
 
 /// What a worker is made of; crosses to its thread.
 #[derive(Debug)]
@@ -42,6 +55,7 @@ pub(super) struct Plan {
     pub(super) doors: Vec<DoorPlan>,
     pub(super) shard: Shard,
     pub(super) log: LogWriter,
+    pub(super) places: Option<Arc<Places>>,
     pub(super) phase: watch::Receiver<Phase>,
 }
 
@@ -53,10 +67,25 @@ pub(super) struct DoorPlan {
     pub(super) admission: Arc<Admission>,
 }
 
+/// Half of the files that are not kept for other things: for clients, or for backends.
+fn half(nofile: usize) -> usize {
+    nofile.saturating_sub(FILE_RESERVE).max(2) / 2
+}
+
+/// The places for requests in flight: unless configured, as many as may have a connection of their own.
+pub(super) fn places(config: &Config, nofile: usize) -> Option<Arc<Places>> {
+    let limit = match config.overload.requests {
+        Cap::Derived => half(nofile),
+        Cap::At(limit) => limit,
+        Cap::Off => return None,
+    };
+    Some(Places::new(limit, config.workers))
+}
+
 /// The connection caps of all listeners; a cap that is not configured leaves half of the files for
 /// upstream connections.
 pub(super) fn admissions(config: &Config, nofile: usize) -> Vec<Arc<Admission>> {
-    let process = Arc::new(Gate::new(nofile.saturating_sub(FILE_RESERVE).max(2) / 2));
+    let process = Arc::new(Gate::new(half(nofile)));
     config
         .listeners
         .iter()
@@ -75,9 +104,10 @@ pub(super) fn start(plan: Plan) -> io::Result<JoinHandle<()>> {
 }
 
 async fn run(plan: Plan) {
-    let Plan { index, config, firewall, clusters, doors, shard, log, mut phase } = plan;
+    let Plan { index, config, firewall, clusters, doors, shard, log, places, mut phase } = plan;
     let view = View::new(&config, &firewall, &clusters, &shard, fastrand::u64(..));
-    let worker = Rc::new(Worker::new(view, shard, log));
+    let load = Load::new(places, config.overload.delay);
+    let worker = Rc::new(Worker::new(view, shard, log, load));
     for door in doors {
         if let Err(error) = open(&worker, door) {
             tracing::error!("worker {index} can't listen: {error}");
@@ -106,16 +136,28 @@ async fn reach(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
     let _ = phase.wait_for(|phase| *phase >= wanted).await;
 }
 
-/// Hands log lines over and lets old upstream connections go.
+/// Tells the worker how late it is, hands log lines over and lets old upstream connections go.
 async fn keep_house(worker: Rc<Worker>) {
     let mut ticks = interval(LOG_FLUSH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in 0_u32.. {
-        ticks.tick().await;
+        let due = ticks.tick().await;
+        if let Some(delay) = worker.notice_delay(due.elapsed()) {
+            complain(delay);
+        }
         worker.flush_log();
         worker.set_clocks();
         if tick % SWEEP_EVERY == 0 {
             worker.sweep_pools();
         }
+    }
+}
+
+fn complain(delay: Duration) {
+    let mut complaints = COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(suppressed) = complaints.admit(Instant::now()) {
+        tracing::warn!(
+            "overloaded: a worker is {delay:?} late and sheds requests ({suppressed} more of these not shown)"
+        );
     }
 }

@@ -1,11 +1,15 @@
 //! Client certificates: which are asked for, on which hosts, and who vouches for them.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use rustls::{crypto::aws_lc_rs, server::WebPkiClientVerifier};
 use toml::de::DeValue;
 
 use super::{
-    ClientAuth, ClientAuthMode, ClientIdentity, HostMatch, HostTls,
+    ClientAuth, ClientAuthMode, ClientIdentity, HostMatch, HostTls, Stamps,
     addresses::host_match,
     diagnostics::{Problem, quote},
     pem,
@@ -15,8 +19,8 @@ use super::{
 
 #[derive(Debug)]
 pub(super) struct WrittenClientAuth {
-    pub(super) ca: At<std::path::PathBuf>,
-    pub(super) crl: Option<At<std::path::PathBuf>>,
+    pub(super) ca: At<PathBuf>,
+    pub(super) crl: Option<At<PathBuf>>,
     pub(super) mode: ClientAuthMode,
     pub(super) forward: ClientIdentity,
 }
@@ -84,7 +88,52 @@ pub(super) fn resolve(
     base: &Path,
     problems: &mut Vec<Problem>,
 ) -> Option<Arc<ClientAuth>> {
-    pem::client_auth(written, base, problems).map(Arc::new)
+    read_files(written, base, problems).map(Arc::new)
+}
+
+impl ClientAuth {
+    /// Reads the same files anew.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn reload(&self) -> Result<Self, String> {
+        let at = |path: &PathBuf| At { value: path.clone(), span: 0..0 };
+        let written = WrittenClientAuth {
+            ca: at(&self.ca_file),
+            crl: self.crl_file.as_ref().map(at),
+            mode: self.mode,
+            forward: self.forward,
+        };
+        let mut problems = Vec::new();
+        let read = read_files(&written, Path::new(""), &mut problems);
+        read.ok_or_else(|| problems.first().map_or_else(String::new, Problem::in_one_line))
+    }
+}
+
+/// Reads authorities and revocations, and makes of them what verifies clients.
+fn read_files(written: &WrittenClientAuth, base: &Path, problems: &mut Vec<Problem>) -> Option<ClientAuth> {
+    let (ca_file, crl_file) =
+        (base.join(&written.ca.value), written.crl.as_ref().map(|crl| base.join(&crl.value)));
+    let stamps = Stamps::of(std::iter::once(&ca_file).chain(&crl_file).cloned().collect());
+    let roots = pem::roots(&ca_file, &written.ca, problems);
+    let lists = match written.crl.as_ref().zip(crl_file.as_deref()) {
+        Some((crl, path)) => pem::revocation_lists(path, crl, problems),
+        None => Some(Vec::new()),
+    };
+    let (roots, lists) = (Arc::new(roots?), lists?);
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider).with_crls(lists);
+    let builder = match written.mode {
+        ClientAuthMode::Required => builder,
+        ClientAuthMode::Optional => builder.allow_unauthenticated(),
+    };
+    let verifier = builder.build().map_err(|error| {
+        let file = quote(&ca_file.display().to_string());
+        let message = format!("{file} can't be used to verify client certificates");
+        problems.push(Problem::error(written.ca.span.clone(), message).note(error.to_string()));
+    });
+    let (mode, forward) = (written.mode, written.forward);
+    Some(ClientAuth { ca_file, crl_file, mode, forward, verifier: verifier.ok()?, stamps })
 }
 
 pub(super) fn resolve_hosts(

@@ -25,43 +25,36 @@ const BROKEN: [(&str, &str); 4] = [
 ];
 
 /// Warns of what was read from files of the configuration.
-pub(super) fn of(certificate: &Certificate, span: &Span) -> Vec<Problem> {
+pub(super) fn of(certificate: &Certificate, span: &Span, peers: &str) -> Vec<Problem> {
     let path = quote(&certificate.chain_file.display().to_string());
     let mut doubts = Vec::new();
-    let mut warn = |message: String, help: &str| {
+    let mut warn = |message: String, help: String| {
         doubts.push(Problem::warning(span.clone(), message).help(help));
     };
     let (now, end) = (now(), certificate.not_after);
     if end < now {
-        warn(
-            format!("the certificate in {path} expired on {}", date_text(end)),
-            "renew it; clients refuse it",
-        );
+        let message = format!("the certificate in {path} expired on {}", date_text(end));
+        warn(message, format!("renew it; {peers} refuse it"));
     } else if end - now < SOON {
-        warn(
-            format!(
-                "the certificate in {path} expires on {}, in {} days",
-                date_text(end),
-                (end - now) / 86_400
-            ),
-            "renew it; what is written to the file is served without a restart",
-        );
+        let (date, days) = (date_text(end), (end - now) / 86_400);
+        let message = format!("the certificate in {path} expires on {date}, in {days} days");
+        warn(message, "renew it; what is written to the file is used without a restart".to_owned());
     }
     if certificate.not_before > now {
         let start = date_text(certificate.not_before);
-        warn(
-            format!("the certificate in {path} is not valid before {start}"),
-            "check the clock of this machine",
-        );
-    }
-    if certificate.names.is_empty() {
-        warn(
-            format!("the certificate in {path} has no subject alternative names"),
-            "issue one that has; clients refuse it",
-        );
+        let message = format!("the certificate in {path} is not valid before {start}");
+        warn(message, "check the clock of this machine".to_owned());
     }
     doubts.extend(weaknesses(&certificate.chain, &certificate.chain_file, span));
     doubts
+}
+
+/// Warns of a certificate for clients, who go by its names.
+pub(super) fn nameless(certificate: &Certificate, span: &Span) -> Option<Problem> {
+    let path = quote(&certificate.chain_file.display().to_string());
+    let message = format!("the certificate in {path} has no subject alternative names");
+    let problem = Problem::warning(span.clone(), message).help("issue one that has; clients refuse it");
+    certificate.names.is_empty().then_some(problem)
 }
 
 fn weaknesses(chain: &[CertificateDer<'_>], path: &Path, span: &Span) -> Vec<Problem> {
@@ -109,7 +102,7 @@ mod tests {
         let chain = vec![params.self_signed(&key).unwrap().der().clone()];
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let certificate = Certificate::from_der(chain, key).unwrap();
-        of(&certificate, &(0..0)).into_iter().map(|doubt| doubt.message).collect()
+        of(&certificate, &(0..0), "clients").into_iter().map(|doubt| doubt.message).collect()
     }
 
     #[test]

@@ -9,18 +9,19 @@ use ipnet::IpNet;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Policy, Protocol,
-    ProxyProtocol, Sandbox, TlsVersion,
-    addresses::{backend_address, host, host_match, network, path_prefix, socket_address},
+    AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Overload, Policy,
+    Protocol, ProxyProtocol, Sandbox, TlsVersion,
+    addresses::{backend_address, host_match, network, path_prefix, socket_address},
     admin::{self, WrittenAdmin},
     client_auth::{self, WrittenClientAuth, WrittenHost},
+    cluster_tls::{self, WrittenClusterTls},
     diagnostics::{Problem, Span, quote},
     firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
     hsts,
     identity::{self, IdentityFields},
     limits,
-    reader::{At, Switch, Table},
+    reader::{At, Table},
     suggest::nearest,
     values::{Refusal, boolean, choice, duration, file, is_name, name, number, text, weight},
 };
@@ -34,8 +35,11 @@ pub(super) struct File {
     pub(super) forwarded: ForwardedPolicy,
     pub(super) identity_fields: IdentityFields,
     pub(super) drain_timeout: Duration,
+    pub(super) overload: Overload,
     pub(super) admin: Option<WrittenAdmin>,
     pub(super) sandbox: Sandbox,
+    /// The folder of the private CA.
+    pub(super) pki: PathBuf,
     pub(super) log: WrittenLog,
     pub(super) firewall: WrittenFirewall,
     pub(super) firewall_tables: FirewallTables,
@@ -73,6 +77,7 @@ pub(super) struct WrittenTls {
     pub(super) strict_sni: bool,
     pub(super) client_auth: Option<WrittenClientAuth>,
     pub(super) hosts: Vec<WrittenHost>,
+    pub(super) ticket_keys: Option<At<PathBuf>>,
     pub(super) hsts: Option<String>,
 }
 
@@ -102,6 +107,7 @@ pub(super) struct WrittenCluster {
     pub(super) policy: Policy,
     pub(super) protocol: Protocol,
     pub(super) tls: Option<WrittenClusterTls>,
+    pub(super) plaintext: Option<At<bool>>,
     pub(super) health: WrittenHealth,
     pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
@@ -113,21 +119,10 @@ pub(super) struct WrittenCluster {
     pub(super) proxy_protocol: Option<Span>,
 }
 
-#[derive(Debug)]
-pub(super) struct WrittenClusterTls {
-    /// `None`: the system's.
-    pub(super) ca: Option<At<PathBuf>>,
-    pub(super) server_name: Option<String>,
-    pub(super) verify: bool,
-}
-
 /// Reads the whole file; problems go to the reader of `top`.
 pub(super) fn read(mut top: Table<'_>) -> File {
     let sandboxes = [("auto", Sandbox::Auto), ("off", Sandbox::Off)];
-    let mut limits_table = top.table("limits");
-    let limits = limits::read(&mut limits_table, &Limits::default());
-    let drain_timeout = At::or(limits_table.optional("drain_timeout", duration), Duration::from_secs(30));
-    limits_table.finish();
+    let (limits, of_the_process) = limits::read_for_file(top.table("limits"));
     let (firewall, firewall_tables) = firewall::read(top.table("firewall"));
     let file = File {
         workers: top.optional("workers", number(1..=1024)).map(|at| at.value),
@@ -136,9 +131,11 @@ pub(super) fn read(mut top: Table<'_>) -> File {
         trusted_proxies: networks(&mut top).unwrap_or_default(),
         forwarded: forwarded(&mut top).unwrap_or(ForwardedPolicy::XForwarded),
         identity_fields: identity::read(&mut top).unwrap_or_default(),
-        drain_timeout,
+        drain_timeout: of_the_process.drain_timeout,
+        overload: of_the_process.overload,
         admin: admin::read(top.table("admin")),
         sandbox: At::or(top.optional("sandbox", choice(&sandboxes)), Sandbox::Auto),
+        pki: pki(top.table("pki")),
         log: log(top.table("log")),
         firewall,
         firewall_tables,
@@ -152,6 +149,12 @@ pub(super) fn read(mut top: Table<'_>) -> File {
     };
     top.finish();
     file
+}
+
+fn pki(mut table: Table<'_>) -> PathBuf {
+    let directory = At::or(table.optional("directory", file), PathBuf::from("pki"));
+    table.finish();
+    directory
 }
 
 fn networks(table: &mut Table<'_>) -> Option<Vec<IpNet>> {
@@ -262,13 +265,14 @@ fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
         strict_sni: At::or(table.optional("strict_sni", boolean), false),
         client_auth: client_auth::read(&mut table),
         hosts: client_auth::read_hosts(&mut table),
+        ticket_keys: table.optional("ticket_keys", file),
         hsts: hsts::read(&mut table),
     };
     table.finish();
     Some(tls)
 }
 
-fn certificate_files(mut table: Table<'_>) -> Option<CertificateFiles> {
+pub(super) fn certificate_files(mut table: Table<'_>) -> Option<CertificateFiles> {
     let chain = table.required("chain", "\"site.crt\"", file);
     let key = table.required("key", "\"site.key\"", file);
     table.finish();
@@ -314,7 +318,8 @@ fn cluster(name: At<String>, mut table: Table<'_>) -> WrittenCluster {
         name,
         policy: At::or(table.optional("policy", choice(&policies)), Policy::RoundRobin),
         protocol: At::or(table.optional("protocol", choice(&protocols)), Protocol::Http1),
-        tls: cluster_tls(&mut table),
+        tls: cluster_tls::read(&mut table),
+        plaintext: table.optional("plaintext", boolean),
         health: health::read(&mut table),
         connect_timeout: At::or(table.optional("connect_timeout", duration), Duration::from_secs(3)),
         response_timeout: At::or(table.optional("response_timeout", duration), Duration::from_mins(1)),
@@ -348,22 +353,6 @@ fn backend<'t>(cluster: &Table<'t>, element: &'t Spanned<DeValue<'t>>) -> Option
     let mut backend = address?;
     backend.value.weight = At::or(weight, 1);
     Some(backend)
-}
-
-fn cluster_tls(cluster: &mut Table<'_>) -> Option<WrittenClusterTls> {
-    let mut tls = WrittenClusterTls { ca: None, server_name: None, verify: true };
-    match cluster.switch("tls")? {
-        Switch::Off => return None,
-        Switch::On => {}
-        Switch::Table(mut table) => {
-            let verify = choice(&[("on", true), ("off-insecure", false)]);
-            tls.ca = table.optional("ca", file).filter(|ca| ca.value.as_os_str() != "system");
-            tls.server_name = table.optional("server_name", host).map(|at| at.value);
-            tls.verify = At::or(table.optional("verify", verify), true);
-            table.finish();
-        }
-    }
-    Some(tls)
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    Limits,
+    Cap, Limits, Overload,
     diagnostics::Problem,
     reader::{At, Table},
-    values::{duration, number, number_or, size, size_or_unlimited},
+    values::{duration, duration_or, number, number_or, size, size_or_unlimited},
 };
 
 const KIB: u64 = 1 << 10;
@@ -25,6 +25,7 @@ impl Default for Limits {
             trailer_bytes: 16 << 10,
             chunk_extension_bytes: 16 << 10,
             body_bytes: None,
+            request_buffer: 16 << 10,
             handshake_timeout: Duration::from_secs(5),
             concurrent_handshakes: 1000,
             head_timeout: Duration::from_secs(10),
@@ -65,6 +66,7 @@ pub(super) fn read(table: &mut Table<'_>, base: &Limits) -> Limits {
             base.chunk_extension_bytes,
         ),
         body_bytes: At::or(table.optional("body_bytes", size_or_unlimited), base.body_bytes),
+        request_buffer: At::or(table.optional("request_buffer", size(0..=MIB)), base.request_buffer),
         handshake_timeout: At::or(table.optional("handshake_timeout", duration), base.handshake_timeout),
         concurrent_handshakes: At::or(
             table.optional("concurrent_handshakes", number(1..=1_000_000)),
@@ -127,14 +129,42 @@ fn h2(table: &mut Table<'_>, base: &Limits) -> Limits {
     }
 }
 
+/// What the whole process shares, and no listener has for itself.
+pub(super) struct OfTheProcess {
+    pub(super) drain_timeout: Duration,
+    pub(super) overload: Overload,
+}
+
+/// The keys of `OfTheProcess`.
+const OF_THE_PROCESS: [&str; 3] = ["drain_timeout", "requests", "overload_delay"];
+
+/// Reads `[limits]`.
+pub(super) fn read_for_file(mut table: Table<'_>) -> (Limits, OfTheProcess) {
+    let limits = read(&mut table, &Limits::default());
+    let requests = table.optional("requests", number_or("off", 1..=10_000_000));
+    let of_the_process = OfTheProcess {
+        drain_timeout: At::or(table.optional("drain_timeout", duration), Duration::from_secs(30)),
+        overload: Overload {
+            requests: requests.map_or(Cap::Derived, |at| at.value.map_or(Cap::Off, Cap::At)),
+            delay: At::or(
+                table.optional("overload_delay", duration_or("off")),
+                Some(Duration::from_millis(500)),
+            ),
+        },
+    };
+    table.finish();
+    (limits, of_the_process)
+}
+
 /// Reads the limits of one listener over those of the whole file.
 pub(super) fn read_for_listener(mut table: Table<'_>, base: &Limits) -> Limits {
     let limits = read(&mut table, base);
-    if let Some(span) = table.place_of("drain_timeout") {
-        let problem = Problem::error(span, "\"drain_timeout\" can't be set on one listener");
-        table.report(
-            problem.help("the whole process drains at once: write it under [limits] at the top level"),
-        );
+    for key in OF_THE_PROCESS {
+        if let Some(span) = table.place_of(key) {
+            let problem = Problem::error(span, format!("\"{key}\" can't be set on one listener"));
+            table
+                .report(problem.help("it is of the whole process: write it under [limits] at the top level"));
+        }
     }
     table.finish();
     limits

@@ -12,6 +12,7 @@ use super::{
     firewall::Lists,
     pem,
     reader::At,
+    tickets,
 };
 
 /// The listeners' names in their order: as written, or the address.
@@ -141,10 +142,15 @@ fn listener_tls(written: &WrittenTls, base: &Path, problems: &mut Vec<Problem>) 
         Some(written) => client_auth::resolve(written, base, problems).map(Some),
         None => Some(None),
     };
+    let ticket_keys = match &written.ticket_keys {
+        Some(written) => tickets::resolve(written, base, problems).map(Some),
+        None => Some(None),
+    };
     let hosts = client_auth::resolve_hosts(&written.hosts, base, problems);
     Some(ListenerTls {
         certificates: certificates.into_iter().collect::<Option<_>>()?,
         client_auth: client_auth?,
+        ticket_keys: ticket_keys?,
         hsts: written.hsts.clone(),
         hosts: hosts?,
         minimum_version: written.minimum_version,

@@ -6,6 +6,7 @@
 mod addresses;
 mod admin;
 mod client_auth;
+mod cluster_tls;
 mod coverage;
 mod diagnostics;
 mod doubts;
@@ -25,6 +26,7 @@ mod stamps;
 mod suggest;
 mod summary;
 mod syntax;
+mod tickets;
 mod tls;
 mod values;
 
@@ -37,11 +39,15 @@ use std::{
 
 pub use self::{
     admin::Token,
+    cluster_tls::{
+        ClientAuthority, ClientCertificate, ClusterTls, PinnedName, RevocationLists, TrustedCa, private_ca,
+    },
     diagnostics::{Diagnostics, Problem, Severity, Span},
     identity::{IdentityFields, is_identity},
     networks::{ListError, Networks, Verdict},
     pem::date_text,
     stamps::Stamps,
+    tickets::{TicketFile, TicketSecret},
     tls::{Certificate, ClientAuth, ClientAuthMode, ClientIdentity, HostTls, ListenerTls, TlsVersion},
 };
 
@@ -99,6 +105,7 @@ pub struct Config {
     /// In alphabetical order of their names.
     pub clusters: Vec<Cluster>,
     pub drain_timeout: Duration,
+    pub overload: Overload,
     pub firewall: FirewallTables,
     pub sandbox: Sandbox,
     /// Where relative paths start: that of the file; may be empty.
@@ -277,6 +284,23 @@ pub struct BanRule {
     pub duration: Duration,
 }
 
+/// From where on new work is turned away, of the whole process.
+#[derive(Debug, Clone, Copy)]
+pub struct Overload {
+    /// Requests at the same time that have, or wait for, a backend.
+    pub requests: Cap,
+    /// How late a worker may be before it sheds requests; `None`: it never does.
+    pub delay: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cap {
+    /// From the limit on open files.
+    Derived,
+    Off,
+    At(usize),
+}
+
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub request_head_bytes: usize,
@@ -287,6 +311,8 @@ pub struct Limits {
     pub chunk_extension_bytes: usize,
     /// `None`: unlimited.
     pub body_bytes: Option<u64>,
+    /// A body up to this size is waited for before a backend is chosen; 0 turns it off.
+    pub request_buffer: u64,
     pub handshake_timeout: Duration,
     /// A worker.
     pub concurrent_handshakes: usize,
@@ -374,6 +400,25 @@ pub struct Backend {
     pub weight: u32,
 }
 
+impl Backend {
+    /// Whether what is sent to it stays on this machine.
+    pub fn is_local(&self) -> bool {
+        let host = self.host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&self.host);
+        match host.parse::<std::net::IpAddr>() {
+            Ok(ip) => ip.to_canonical().is_loopback(),
+            // RFC 6761 §6.3
+            Err(_) => host == "localhost" || host.ends_with(".localhost"),
+        }
+    }
+}
+
+impl Cluster {
+    /// Whether a part of what it is sent leaves this machine in clear text.
+    pub fn is_plaintext(&self) -> bool {
+        self.tls.is_none() && self.backends.iter().any(|backend| !backend.is_local())
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
     RoundRobin,
@@ -384,21 +429,6 @@ pub enum Policy {
 pub enum Protocol {
     Http1,
     H2,
-}
-
-#[derive(Debug, Clone)]
-pub struct ClusterTls {
-    pub ca: TrustedCa,
-    /// The name asked for and verified; default: the backend's host.
-    pub server_name: Option<String>,
-    /// `verify = "off-insecure"` makes it false.
-    pub verify: bool,
-}
-
-#[derive(Debug, Clone)]
-pub enum TrustedCa {
-    System,
-    File(PathBuf, Arc<[rustls::pki_types::CertificateDer<'static>]>),
 }
 
 #[derive(Debug, Clone)]

@@ -12,17 +12,18 @@ use std::{
 
 use rustls::{
     Error, InconsistentKeys, RootCertStore,
-    crypto::aws_lc_rs::{self, sign::any_supported_type},
+    crypto::aws_lc_rs::sign::any_supported_type,
     pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer},
-    server::{VerifierBuilderError, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 use rustls_pemfile::Item;
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+use x509_parser::{
+    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer,
+    revocation_list::CertificateRevocationList,
+};
 
 use super::{
-    Certificate, ClientAuth, ClientAuthMode, Stamps, TrustedCa,
-    client_auth::WrittenClientAuth,
+    Certificate, Stamps,
     diagnostics::{Problem, Span, quote},
     doubts,
     file::CertificateFiles,
@@ -47,18 +48,47 @@ pub(super) fn certificate(
     base: &Path,
     problems: &mut Vec<Problem>,
 ) -> Option<Certificate> {
+    let certificate = pair(files, base, problems)?;
+    problems.extend(doubts::of(&certificate, &files.chain.span, "clients"));
+    problems.extend(doubts::nameless(&certificate, &files.chain.span));
+    Some(certificate)
+}
+
+/// Reads a certificate with its key that we show to backends.
+pub(super) fn client_certificate(
+    files: &CertificateFiles,
+    base: &Path,
+    problems: &mut Vec<Problem>,
+) -> Option<Certificate> {
+    let certificate = pair(files, base, problems)?;
+    problems.extend(doubts::of(&certificate, &files.chain.span, "backends"));
+    Some(certificate)
+}
+
+/// Reads the authority of the private CA that balancers have; a group of them may share its key.
+pub(super) fn client_authority(files: &CertificateFiles, problems: &mut Vec<Problem>) -> Option<Certificate> {
+    problems.extend(check_access(&files.key.value, &files.key.span, "the private key", 0o026));
+    let certificate = unguarded_pair(files, Path::new(""), problems)?;
+    problems.extend(doubts::of(&certificate, &files.chain.span, "backends"));
+    Some(certificate)
+}
+
+fn pair(files: &CertificateFiles, base: &Path, problems: &mut Vec<Problem>) -> Option<Certificate> {
+    problems.extend(check_mode(&base.join(&files.key.value), &files.key.span, "the private key"));
+    unguarded_pair(files, base, problems)
+}
+
+/// Certificate and key, whoever else may read the key.
+fn unguarded_pair(files: &CertificateFiles, base: &Path, problems: &mut Vec<Problem>) -> Option<Certificate> {
     let (chain_file, key_file) = (base.join(&files.chain.value), base.join(&files.key.value));
     let stamps = Stamps::of(vec![chain_file.clone(), key_file.clone()]);
     let chain = reported(read_chain(&chain_file, &files.chain), problems);
     let key = reported(read_key(&key_file, &files.key), problems);
-    problems.extend(check_mode(&key_file, &files.key.span, "the private key"));
     let chain = chain?;
     let facts = reported(Facts::read(&chain, &chain_file, &files.chain.span), problems)?;
     let key = key?;
     reported(check_match(&chain, &key, &chain_file, files), problems)?;
-    let certificate = Certificate { stamps, ..facts.certificate((chain_file, key_file), chain, key) };
-    problems.extend(doubts::of(&certificate, &files.chain.span));
-    Some(certificate)
+    Some(Certificate { stamps, ..facts.certificate((chain_file, key_file), chain, key) })
 }
 
 impl Certificate {
@@ -71,8 +101,7 @@ impl Certificate {
         let at = |path: &Path| At { value: path.to_owned(), span: 0..0 };
         let files = CertificateFiles { chain: at(chain_file), key: at(key_file) };
         let mut problems = Vec::new();
-        let read = certificate(&files, Path::new(""), &mut problems);
-        match read {
+        match unguarded_pair(&files, Path::new(""), &mut problems) {
             Some(certificate) => certificate.check_dates().map(|()| certificate),
             None => Err(problems.first().map_or_else(String::new, Problem::in_one_line)),
         }
@@ -108,95 +137,56 @@ impl Certificate {
     }
 }
 
-impl ClientAuth {
-    /// Reads the same files anew.
-    ///
-    /// # Errors
-    /// What is wrong, in one line.
-    pub fn reload(&self) -> Result<Self, String> {
-        let at = |path: &PathBuf| At { value: path.clone(), span: 0..0 };
-        let written = WrittenClientAuth {
-            ca: at(&self.ca_file),
-            crl: self.crl_file.as_ref().map(at),
-            mode: self.mode,
-            forward: self.forward,
-        };
-        let mut problems = Vec::new();
-        let read = client_auth(&written, Path::new(""), &mut problems);
-        read.ok_or_else(|| problems.first().map_or_else(String::new, Problem::in_one_line))
-    }
-}
-
-/// Reads the authorities and revocations that client certificates are verified against.
-pub(super) fn client_auth(
-    written: &WrittenClientAuth,
-    base: &Path,
-    problems: &mut Vec<Problem>,
-) -> Option<ClientAuth> {
-    let (ca_file, crl_file) =
-        (base.join(&written.ca.value), written.crl.as_ref().map(|crl| base.join(&crl.value)));
-    let stamps = Stamps::of(std::iter::once(&ca_file).chain(&crl_file).cloned().collect());
-    let roots = roots(&ca_file, &written.ca, problems);
-    let crls = match written.crl.as_ref().zip(crl_file.as_deref()) {
-        Some((crl, path)) => reported(read_crls(path, crl), problems),
-        None => Some(Vec::new()),
-    };
-    let (roots, crls) = (roots?.0, crls?);
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).with_crls(crls);
-    let builder = match written.mode {
-        ClientAuthMode::Required => builder,
-        ClientAuthMode::Optional => builder.allow_unauthenticated(),
-    };
-    let verifier = builder.build().map_err(|error| {
-        let (span, file) = match (&error, &written.crl, &crl_file) {
-            (VerifierBuilderError::InvalidCrl(_), Some(crl), Some(file)) => (&crl.span, file),
-            _ => (&written.ca.span, &ca_file),
-        };
-        let message = format!("{} can't be used to verify client certificates", quote_path(file));
-        Problem::error(span.clone(), message).note(error.to_string())
-    });
-    let verifier = reported(verifier.map_err(Box::new), problems)?;
-    let (mode, forward) = (written.mode, written.forward);
-    Some(ClientAuth { ca_file, crl_file, mode, forward, verifier, stamps })
-}
-
-fn read_crls(path: &Path, written: &At<PathBuf>) -> Checked<Vec<CertificateRevocationListDer<'static>>> {
-    let file = PemFile::read(path, written)?;
-    let items = file.items()?.into_iter();
-    let crls: Vec<_> =
-        items.filter_map(|item| if let Item::Crl(crl) = item { Some(crl) } else { None }).collect();
-    if crls.is_empty() {
-        let problem = file.problem("holds no revocation list");
-        let help = "a PEM file with lines such as -----BEGIN X509 CRL----- is expected";
-        return Err(Box::new(problem.help(help)));
-    }
-    Ok(crls)
-}
-
-/// Authorities, each of which can be one.
-fn roots(
+/// Reads the certificates that a cluster's backends are verified against.
+pub(super) fn roots(
     path: &Path,
     written: &At<PathBuf>,
     problems: &mut Vec<Problem>,
-) -> Option<(RootCertStore, Vec<CertificateDer<'static>>)> {
+) -> Option<RootCertStore> {
     let certificates = reported(read_chain(path, written), problems)?;
     let mut roots = RootCertStore::empty();
-    for certificate in &certificates {
-        if let Err(error) = roots.add(certificate.clone()) {
+    for certificate in certificates {
+        if let Err(error) = roots.add(certificate) {
             let message = format!("{} can't be used as a certificate authority", quote_path(path));
             problems.push(Problem::error(written.span.clone(), message).note(error.to_string()));
             return None;
         }
     }
-    Some((roots, certificates))
+    Some(roots)
 }
 
-/// Reads the certificates that a cluster's backends are verified against.
-pub(super) fn trusted_ca(ca: &At<PathBuf>, base: &Path, problems: &mut Vec<Problem>) -> Option<TrustedCa> {
-    let path = base.join(&ca.value);
-    let (_, certificates) = roots(&path, ca, problems)?;
-    Some(TrustedCa::File(path, Arc::from(certificates)))
+/// Reads lists of revoked certificates.
+pub(super) fn revocation_lists(
+    path: &Path,
+    written: &At<PathBuf>,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+    reported(read_revocation_lists(path, written), problems)
+}
+
+fn read_revocation_lists(
+    path: &Path,
+    written: &At<PathBuf>,
+) -> Checked<Vec<CertificateRevocationListDer<'static>>> {
+    let file = PemFile::read(path, written)?;
+    let lists: Vec<_> = file
+        .items()?
+        .into_iter()
+        .filter_map(|item| if let Item::Crl(list) = item { Some(list) } else { None })
+        .collect();
+    if lists.is_empty() {
+        let help = "a PEM file with lines such as -----BEGIN X509 CRL----- is expected";
+        return Err(Box::new(file.problem("holds no list of revoked certificates").help(help)));
+    }
+    for list in &lists {
+        CertificateRevocationList::from_der(list).map_err(|error| {
+            Box::new(
+                file.problem("holds a list of revoked certificates that can't be read")
+                    .note(error.to_string()),
+            )
+        })?;
+    }
+    Ok(lists)
 }
 
 fn reported<T>(result: Checked<T>, problems: &mut Vec<Problem>) -> Option<T> {
@@ -301,8 +291,12 @@ fn quote_path(path: &Path) -> String {
 
 /// Warns of a secret that more than its owner may read or change.
 pub(super) fn check_mode(path: &Path, span: &Span, what: &str) -> Option<Problem> {
+    check_access(path, span, what, 0o066)
+}
+
+fn check_access(path: &Path, span: &Span, what: &str, forbidden: u32) -> Option<Problem> {
     let mode = std::fs::metadata(path).ok()?.permissions().mode();
-    if mode & 0o066 == 0 {
+    if mode & forbidden == 0 {
         return None;
     }
     let message = format!("{what} {} is open to other users", quote_path(path));

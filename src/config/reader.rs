@@ -74,6 +74,12 @@ pub(super) enum ValueOrTable<'t, T> {
     Table(Table<'t>),
 }
 
+/// A value that may be a certain word or a table.
+pub(super) enum WordOr<'t> {
+    Word(Span),
+    Table(Table<'t>),
+}
+
 impl<T> At<T> {
     /// The value, or `default` where none is written.
     pub(super) fn or(written: Option<Self>, default: T) -> T {
@@ -280,6 +286,19 @@ impl<'t> Table<'t> {
                 Some(ValueOrTable::Table(self.inner(entries, value, self.place.below(key))))
             }
             _ => self.convert(key, value, convert).map(ValueOrTable::Value),
+        }
+    }
+
+    /// A table that may be written as a word too; `None` if it isn't written.
+    pub(super) fn word_or_table(&mut self, key: &'static str, word: &str) -> Option<WordOr<'t>> {
+        let (_, value) = self.take(key)?;
+        match value.get_ref() {
+            DeValue::String(text) if text.as_ref() == word => Some(WordOr::Word(value.span())),
+            DeValue::Table(entries) => Some(WordOr::Table(self.inner(entries, value, self.place.below(key)))),
+            _ => {
+                self.reader.refuse(key, value, Refusal::new(format!("a table or \"{word}\"")));
+                None
+            }
         }
     }
 

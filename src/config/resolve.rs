@@ -8,11 +8,13 @@ use std::{
 };
 
 use super::{
-    AccessSink, Backend, Cluster, ClusterTls, Config, Log, Protocol, TrustedCa, admin, coverage,
+    AccessSink, Backend, Cluster, Config, Log, Protocol, admin,
+    cluster_tls::Trust,
+    coverage,
     diagnostics::{Problem, quote},
-    file::{File, WrittenCluster, WrittenClusterTls, WrittenLog},
+    file::{File, WrittenCluster, WrittenLog},
     firewall::Lists,
-    listeners, pem,
+    listeners,
     reader::At,
     routes,
 };
@@ -43,8 +45,9 @@ pub(super) fn resolve(
     }
     let log = log(file.log, base, problems);
     let admin = file.admin.map(|written| admin::resolve(written, base, problems));
+    let mut trust = Trust::new(base, &file.pki);
     let clusters: Vec<_> =
-        file.clusters.into_iter().map(|written| cluster(written, base, problems)).collect();
+        file.clusters.into_iter().map(|written| cluster(written, &mut trust, problems)).collect();
     Some(Config {
         workers: file.workers.unwrap_or_else(available_cores),
         user: file.user,
@@ -60,6 +63,7 @@ pub(super) fn resolve(
         routes: routes?,
         clusters: clusters.into_iter().collect::<Option<_>>()?,
         drain_timeout: file.drain_timeout,
+        overload: file.overload,
         firewall: file.firewall_tables,
         sandbox: file.sandbox,
         folder: base.to_owned(),
@@ -90,11 +94,12 @@ fn log(written: WrittenLog, base: &Path, problems: &mut Vec<Problem>) -> Log {
     Log { access, format: written.format, level: written.level }
 }
 
-fn cluster(written: WrittenCluster, base: &Path, problems: &mut Vec<Problem>) -> Option<Cluster> {
+fn cluster(written: WrittenCluster, trust: &mut Trust<'_>, problems: &mut Vec<Problem>) -> Option<Cluster> {
     check_backends(&written, problems);
     check_proxy_protocol(&written, problems);
+    check_plaintext(&written, problems);
     let tls = match written.tls {
-        Some(tls) => Some(cluster_tls(tls, base, problems)?),
+        Some(tls) => Some(trust.resolve(&written.name.value, tls, problems)?),
         None => None,
     };
     Some(Cluster {
@@ -116,6 +121,23 @@ fn cluster(written: WrittenCluster, base: &Path, problems: &mut Vec<Problem>) ->
         retries: written.retries,
         proxy_protocol: written.proxy_protocol.is_some(),
     })
+}
+
+/// Clear text that leaves this machine, where nobody says that it is meant.
+fn check_plaintext(cluster: &WrittenCluster, problems: &mut Vec<Problem>) {
+    let is_meant = cluster.plaintext.as_ref().filter(|at| at.value);
+    if let Some(meant) = is_meant.filter(|_| cluster.tls.is_some()) {
+        let problem = Problem::error(meant.span.clone(), "`plaintext = true` can't go with `tls`");
+        problems.push(problem.help("leave one of them out"));
+    }
+    let exposed = cluster.backends.iter().find(|backend| !backend.value.is_local());
+    let (Some(exposed), None, None) = (exposed, is_meant, &cluster.tls) else { return };
+    let message = format!("cluster {} is sent everything in clear text", quote(&cluster.name.value));
+    let place = exposed.span.clone();
+    let note = format!("anyone on the way to {} can read and change it", exposed.value.address);
+    problems.push(Problem::warning(place, message).note(note).help(
+        "encrypt it with `tls` (`portcullis pki` makes the certificates), or write `plaintext = true` in the cluster",
+    ));
 }
 
 /// What can't go together with connections that name their client.
@@ -147,12 +169,4 @@ fn check_backends(cluster: &WrittenCluster, problems: &mut Vec<Problem>) {
             }
         }
     }
-}
-
-fn cluster_tls(written: WrittenClusterTls, base: &Path, problems: &mut Vec<Problem>) -> Option<ClusterTls> {
-    let ca = match written.ca {
-        Some(ca) => pem::trusted_ca(&ca, base, problems)?,
-        None => TrustedCa::System,
-    };
-    Some(ClusterTls { ca, server_name: written.server_name, verify: written.verify })
 }

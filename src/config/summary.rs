@@ -3,8 +3,8 @@
 use std::{cmp::Reverse, fmt::Write, ops::RangeInclusive};
 
 use super::{
-    AdminAddress, Check, Cluster, ClusterTls, Config, Health, HostMatch, Listener, Policy, Protocol, Route,
-    TlsVersion, TrustedCa, diagnostics::printable, pem::date_text,
+    AdminAddress, Check, ClientCertificate, Cluster, ClusterTls, Config, Health, HostMatch, Listener, Policy,
+    Protocol, Route, TlsVersion, TrustedCa, diagnostics::printable, pem::date_text,
 };
 
 impl Config {
@@ -88,7 +88,11 @@ fn cluster_lines(cluster: &Cluster) -> Vec<String> {
         Protocol::Http1 => "http1",
         Protocol::H2 => "h2",
     };
-    let tls = cluster.tls.as_ref().map_or_else(|| "clear text".to_owned(), tls_text);
+    let tls = match &cluster.tls {
+        Some(tls) => tls_text(tls),
+        None if cluster.is_plaintext() => "CLEAR TEXT".to_owned(),
+        None => "clear text on this machine".to_owned(),
+    };
     let health = cluster.health.as_ref().map_or_else(|| "off".to_owned(), health_text);
     let backends =
         cluster.backends.iter().map(|backend| format!("    {}  weight {}", backend.address, backend.weight));
@@ -102,11 +106,20 @@ fn cluster_lines(cluster: &Cluster) -> Vec<String> {
 
 fn tls_text(tls: &ClusterTls) -> String {
     let name = tls.server_name.as_ref().map(|name| format!(" as {name}")).unwrap_or_default();
-    match &tls.ca {
+    let mut text = match &tls.ca {
         _ if !tls.verify => "TLS, NOT verified".to_owned(),
         TrustedCa::System => format!("TLS verified{name} by the system's authorities"),
         TrustedCa::File(path, _) => format!("TLS verified{name} by {}", path.display()),
+    };
+    // Writing to a string can't fail.
+    match &tls.certificate {
+        Some(ClientCertificate::Files(own)) => {
+            let _ = write!(text, ", with {}", own.chain_file.display());
+        }
+        Some(ClientCertificate::Internal(_)) => text.push_str(", with a certificate of the private CA"),
+        None => {}
     }
+    text
 }
 
 fn health_text(health: &Health) -> String {

@@ -7,7 +7,7 @@ use rustls::{
     server::danger::ClientCertVerifier,
 };
 
-use super::{HostMatch, Stamps};
+use super::{HostMatch, Stamps, TicketFile};
 
 #[derive(Debug, Default)]
 pub struct ListenerTls {
@@ -19,6 +19,8 @@ pub struct ListenerTls {
     pub client_auth: Option<Arc<ClientAuth>>,
     /// What holds for some hosts instead.
     pub hosts: Vec<HostTls>,
+    /// `None`: tickets are sealed with random keys.
+    pub ticket_keys: Option<TicketFile>,
     /// The value of `strict-transport-security`.
     pub hsts: Option<String>,
 }

@@ -170,6 +170,17 @@ pub(super) fn duration(value: &DeValue<'_>) -> Outcome<Duration> {
     }
 }
 
+/// A duration, or the word that stands for "never": `None`.
+pub(super) fn duration_or(word: &'static str) -> impl Fn(&DeValue<'_>) -> Outcome<Option<Duration>> {
+    move |value| match value {
+        DeValue::String(text) if text == word => Ok(None),
+        _ => duration(value).map(Some).map_err(|refusal| Refusal {
+            expected: format!("{} or \"{word}\"", refusal.expected),
+            ..refusal
+        }),
+    }
+}
+
 /// A number of bytes in a range, with or without a unit.
 pub(super) fn size<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&DeValue<'_>) -> Outcome<T> {
     move |value| {

@@ -82,6 +82,11 @@ fn open(worker: &Rc<Worker>, door: &Door, stream: TcpStream, peer: SocketAddr) {
     let Some(admitted) = admitted else {
         return reject(worker, door.listener, Reason::ConnectionLimit);
     };
+    // A handshake costs as much as ten requests. A connection in clear text gets an answer.
+    if door.tls.is_some() && worker.is_shedding() {
+        worker.view().listeners[door.listener].cells.handshake("overloaded", Duration::ZERO);
+        return worker.shard.error(Reason::Overloaded);
+    }
     let arrival = connection::Arrival { listener: door.listener, stream, peer, admitted, announces };
     tokio::task::spawn_local(connection::serve(worker.clone(), arrival, door.tls.clone()));
 }

@@ -135,7 +135,7 @@ mod tests {
         config,
         firewall::Firewall,
         observe::{AccessLog, Metrics},
-        proxy::worker::View,
+        proxy::{load::Load, worker::View},
     };
 
     const CONFIG: &str = "[log]\naccess = \"off\"\n[[listeners]]\nname = \"plain\"\naddress = \"127.0.0.1:0\"\n\
@@ -148,7 +148,7 @@ mod tests {
         let log = AccessLog::start(&config.log, &metrics).unwrap();
         let firewall = Arc::new(Firewall::new(&config));
         let view = View::new(&Arc::new(config), &firewall, &[], &metrics.shard(0), 0);
-        let worker = Rc::new(Worker::new(view, metrics.shard(0), log.writer()));
+        let worker = Rc::new(Worker::new(view, metrics.shard(0), log.writer(), Load::new(None, None)));
         let _another = Counted::new(&worker, 0);
         let tasks = tokio::task::LocalSet::new();
         let panicking = worker.clone();

@@ -117,28 +117,23 @@ fn settings(limits: &Limits, head: HeadLimits) -> Settings {
     }
 }
 
-/// Accepts streams and polls them until nothing moves, then sends what all of them had to say in as
-/// few writes as possible. Ready when the connection is over.
+/// Accepts streams, polls those that can go on, and sends what there is to send in as few writes as
+/// possible. Ready when the connection is over.
+///
+/// What the streams say here is sent the next time: the h2 crate wakes the task for it at once, so
+/// asking it once more would be work done twice.
 fn advance<F: Future<Output = ()>>(
     connection: &mut Connection,
     streams: &mut FuturesUnordered<F>,
     mut begin: impl FnMut(Accepted) -> F,
     (worker, cx): (&Worker, &mut Context<'_>),
 ) -> Poll<()> {
-    loop {
-        let mut moved = false;
-        while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {
-            let Some(accepted) = accepted else { return Poll::Ready(()) };
-            streams.push(begin(accepted));
-            moved = true;
-        }
-        while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {
-            moved = true;
-        }
-        if !moved {
-            break;
-        }
+    connection.begin_pass();
+    while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {
+        let Some(accepted) = accepted else { return Poll::Ready(()) };
+        streams.push(begin(accepted));
     }
+    while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {}
     match connection.poll_flush(cx) {
         Poll::Ready(Err(_)) => Poll::Ready(()),
         Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
@@ -147,7 +142,7 @@ fn advance<F: Future<Output = ()>>(
 
 async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
     let Accepted { mut head, mut stream, verdict } = accepted;
-    let mut deadline = Deadline::default();
+    let mut deadline = worker.take_deadline();
     let mut patience = Patience::new(&mut deadline);
     let mut flight = Flight::new(worker, client, &mut head, Instant::now());
     match verdict {
@@ -159,4 +154,5 @@ async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
     }
     drop(flight);
     worker.give_head(head);
+    worker.give_deadline(deadline);
 }

@@ -9,7 +9,6 @@ mod buckets;
 pub mod export;
 
 use std::{
-    hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +17,10 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::bans::Ban;
-use self::{bans::Bans, buckets::Buckets};
+use self::{
+    bans::Bans,
+    buckets::{Buckets, Pace, Tag},
+};
 use crate::{
     config::{
         BanRule, Config, FirewallTables, ListError, NetworkLists, Networks, Rate, RateKey, RateLimit, Verdict,
@@ -35,6 +37,8 @@ pub struct Firewall {
     /// Each that is in use, once.
     lists: Vec<Arc<Lists>>,
     buckets: Buckets,
+    /// The table of those who were rejected.
+    rejections: Tag,
     bans: Bans,
     tables: FirewallTables,
     /// Where the clock of the buckets begins.
@@ -45,14 +49,14 @@ pub struct Firewall {
 struct ListenerRules {
     lists: Arc<Lists>,
     dry_run: bool,
-    connection_rate: Option<Rate>,
-    rate_limits: Vec<RateLimit>,
+    connection_rate: Option<(Tag, Pace)>,
+    rate_limits: Vec<Limit>,
 }
 
 #[derive(Debug)]
 struct RouteRules {
     lists: Arc<Lists>,
-    rate_limits: Vec<RateLimit>,
+    rate_limits: Vec<Limit>,
 }
 
 /// Lists whose files may change.
@@ -82,12 +86,23 @@ pub struct Request {
     pub forwarded: bool,
 }
 
-/// What a bucket belongs to; the numbers keep the limits of one table apart.
+/// A rate of requests, ready to be asked about.
+#[derive(Debug)]
+struct Limit {
+    key: RateKey,
+    pace: Pace,
+    /// Of the keys that are clients, and of those that are values of a field: nobody can choose a value
+    /// that counts as another client.
+    clients: Tag,
+    values: Tag,
+}
+
+/// A table of buckets; the numbers keep those of different limits apart.
 #[derive(Hash)]
-enum Key<'k> {
-    Connections { listener: usize, client: IpAddr },
-    Rejections { client: IpAddr },
-    Requests { owner: Owner, limit: usize, of: Of<'k> },
+enum Table {
+    Connections { listener: usize },
+    Rejections,
+    Requests { owner: Owner, limit: usize, of: Of },
 }
 
 #[derive(Hash, Clone, Copy)]
@@ -96,11 +111,10 @@ enum Owner {
     Route(usize),
 }
 
-#[derive(Hash)]
-enum Of<'k> {
-    Client(IpAddr),
-    All,
-    Value(&'k [u8]),
+#[derive(Hash, Clone, Copy)]
+enum Of {
+    Clients,
+    Values,
 }
 
 impl Firewall {
@@ -114,22 +128,33 @@ impl Firewall {
                 new
             })
         };
-        let listeners = config.listeners.iter().map(|listener| ListenerRules {
+        let buckets = Buckets::new(if uses_buckets(config) { config.firewall.entries } else { 0 });
+        let limits = |owner, written: &[RateLimit]| {
+            let limit = |(index, limit): (usize, &RateLimit)| Limit::new(limit, &buckets, (owner, index));
+            written.iter().enumerate().map(limit).collect()
+        };
+        let listeners = config.listeners.iter().enumerate().map(|(index, listener)| ListenerRules {
             lists: share(&listener.firewall.lists),
             dry_run: listener.firewall.dry_run,
-            connection_rate: listener.firewall.connection_rate,
-            rate_limits: listener.firewall.rate_limits.clone(),
+            connection_rate: listener
+                .firewall
+                .connection_rate
+                .map(|rate| (buckets.tag(&Table::Connections { listener: index }), rate.into())),
+            rate_limits: limits(Owner::Listener(index), &listener.firewall.rate_limits),
         });
         let listeners = listeners.collect();
-        let routes = config.routes.iter().map(|route| {
+        let routes = config.routes.iter().enumerate().map(|(index, route)| {
             let written = route.firewall.as_ref()?;
-            Some(RouteRules { lists: share(&written.lists), rate_limits: written.rate_limits.clone() })
+            let rate_limits = limits(Owner::Route(index), &written.rate_limits);
+            Some(RouteRules { lists: share(&written.lists), rate_limits })
         });
+        let rejections = buckets.tag(&Table::Rejections);
         Firewall {
             listeners,
             routes: routes.collect(),
             lists,
-            buckets: Buckets::new(if uses_buckets(config) { config.firewall.entries } else { 0 }),
+            buckets,
+            rejections,
             bans: Bans::new(config.firewall.entries),
             tables: config.firewall.clone(),
             start: Instant::now(),
@@ -148,9 +173,9 @@ impl Firewall {
         if self.bans.holds(client, now) {
             return Err(refused(Reason::Banned, None));
         }
-        if let Some(rate) = rules.connection_rate {
-            let key = Key::Connections { listener, client };
-            self.take(&key, rate, now).map_err(|wait| refused(Reason::RateLimited, Some(wait)))?;
+        if let Some((table, pace)) = rules.connection_rate {
+            let taken = self.buckets.take(self.tag(client).within(table), pace, self.clock(now));
+            taken.map_err(|wait| refused(Reason::RateLimited, Some(wait)))?;
         }
         Ok(())
     }
@@ -167,30 +192,34 @@ impl Firewall {
         now: Instant,
     ) -> Result<(), Refusal> {
         let rules = &self.listeners[request.listener];
-        let route = request.route.and_then(|route| Some((route, self.routes[route].as_ref()?)));
+        let route = request.route.and_then(|route| self.routes[route].as_ref());
         let refused = |reason, retry_after| Refusal { reason, retry_after, dry_run: rules.dry_run };
         if request.forwarded {
             rules.lists.check(request.client_ip).map_err(|reason| refused(reason, None))?;
         }
-        if let Some((_, route)) = route {
+        if let Some(route) = route {
             route.lists.check(request.client_ip).map_err(|reason| refused(reason, None))?;
         }
         let client = self.client(request.client_ip);
         if self.bans.holds(client, now) {
             return Err(refused(Reason::Banned, None));
         }
-        let of_listener = (Owner::Listener(request.listener), rules.rate_limits.as_slice());
-        let of_route = route.map(|(index, route)| (Owner::Route(index), route.rate_limits.as_slice()));
-        for (owner, limits) in [Some(of_listener), of_route].into_iter().flatten() {
-            for (limit, RateLimit { key, rate }) in limits.iter().enumerate() {
-                let of = match key {
-                    RateKey::ClientIp => Of::Client(client),
-                    RateKey::Route => Of::All,
-                    RateKey::Header(name) => field(name).map_or(Of::Client(client), Of::Value),
-                };
-                let taken = self.take(&Key::Requests { owner, limit, of }, *rate, now);
-                taken.map_err(|wait| refused(Reason::RateLimited, Some(wait)))?;
-            }
+        let of_route = route.map_or(&[][..], |route| &route.rate_limits);
+        if rules.rate_limits.is_empty() && of_route.is_empty() {
+            return Ok(());
+        }
+        let (client, now) = (self.tag(client), self.clock(now));
+        for limit in rules.rate_limits.iter().chain(of_route) {
+            let tag = match &limit.key {
+                RateKey::Route => limit.clients,
+                RateKey::ClientIp => client.within(limit.clients),
+                RateKey::Header(name) => match field(name) {
+                    Some(value) => self.buckets.tag(&value).within(limit.values),
+                    None => client.within(limit.clients),
+                },
+            };
+            let taken = self.buckets.take(tag, limit.pace, now);
+            taken.map_err(|wait| refused(Reason::RateLimited, Some(wait)))?;
         }
         Ok(())
     }
@@ -203,11 +232,11 @@ impl Firewall {
             return false;
         }
         let client = self.client(client_ip);
-        let key = Key::Rejections { client };
-        if self.take(&key, rule.rate(), now).is_ok() {
+        let tag = self.tag(client).within(self.rejections);
+        if self.buckets.take(tag, rule.rate().into(), self.clock(now)).is_ok() {
             return false;
         }
-        self.buckets.refill(&key);
+        self.buckets.refill(tag);
         let is_new = self.bans.add(client, now + rule.duration, now);
         if is_new {
             tracing::info!(
@@ -227,7 +256,7 @@ impl Firewall {
     /// Lifts the ban of an address; whether there was one.
     pub fn lift(&self, address: IpAddr, now: Instant) -> bool {
         let client = self.client(address);
-        self.buckets.refill(&Key::Rejections { client });
+        self.buckets.refill(self.tag(client).within(self.rejections));
         self.bans.lift(client, now)
     }
 
@@ -241,14 +270,37 @@ impl Firewall {
         &self.lists
     }
 
-    fn take(&self, key: &impl Hash, rate: Rate, now: Instant) -> Result<(), Duration> {
-        let since = now.saturating_duration_since(self.start).as_nanos();
-        self.buckets.take(key, rate, u64::try_from(since).unwrap_or(u64::MAX))
+    /// The clock of the buckets, in nanoseconds.
+    fn clock(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.start);
+        since.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(since.subsec_nanos()))
+    }
+
+    /// Of a client in no table yet. One number for either kind of address, which is hashed faster than an
+    /// enum is.
+    fn tag(&self, client: IpAddr) -> Tag {
+        let bits = match client {
+            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        self.buckets.tag(&bits)
     }
 
     /// What counts as one client.
     fn client(&self, address: IpAddr) -> IpAddr {
         network(address, self.tables.ipv6_prefix)
+    }
+}
+
+impl Limit {
+    fn new(written: &RateLimit, buckets: &Buckets, (owner, limit): (Owner, usize)) -> Self {
+        let table = |of| buckets.tag(&Table::Requests { owner, limit, of });
+        Limit {
+            key: written.key.clone(),
+            pace: written.rate.into(),
+            clients: table(Of::Clients),
+            values: table(Of::Values),
+        }
     }
 }
 

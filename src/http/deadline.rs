@@ -6,7 +6,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -15,6 +15,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 pub struct Deadline {
     at: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// When the timer rings, and whom for; `None`: it is not known to.
+    armed: Option<(Instant, Waker)>,
 }
 
 impl Deadline {
@@ -30,13 +32,24 @@ impl Deadline {
 
     /// Ready once the deadline has passed; stays ready until it is set or cleared.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_at(cx, None)
+    }
+
+    /// The same for a caller who may have just read the clock. Cost: with the time a few comparisons,
+    /// without it a look at the timer; more only where that must ring earlier or has rung.
+    pub fn poll_at(&mut self, cx: &mut Context<'_>, now: Option<Instant>) -> Poll<()> {
         let Some(at) = self.at else { return Poll::Pending };
+        if self.will_wake(cx.waker(), at, now) {
+            return Poll::Pending;
+        }
+        self.armed = None;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
         loop {
             if timer.deadline() > at {
                 timer.as_mut().reset(at);
             }
             if timer.as_mut().poll(cx).is_pending() {
+                self.armed = Some((timer.deadline(), cx.waker().clone()));
                 return Poll::Pending;
             }
             if timer.deadline() >= at {
@@ -44,6 +57,14 @@ impl Deadline {
             }
             timer.as_mut().reset(at);
         }
+    }
+
+    /// Whether the timer is still going to wake this task, by `at` at the latest.
+    fn will_wake(&self, waker: &Waker, at: Instant, now: Option<Instant>) -> bool {
+        let (Some((rings, rings_for)), Some(timer)) = (&self.armed, &self.timer) else { return false };
+        *rings <= at
+            && rings_for.will_wake(waker)
+            && (now.is_some_and(|now| now < *rings) || !timer.is_elapsed())
     }
 }
 
@@ -64,7 +85,7 @@ mod tests {
         let mut deadline = Deadline::default();
         let now = Instant::now();
         deadline.set(now + Duration::from_secs(5));
-        let pending = poll_fn(|cx| Poll::Ready(deadline.poll(cx).is_pending())).await;
+        let pending = poll_fn(|cx| Poll::Ready(deadline.poll_at(cx, Some(now)).is_pending())).await;
         assert!(pending);
         deadline.set(now + Duration::from_secs(9));
         assert_eq!(ring(&mut deadline).await.as_secs(), 9);

@@ -63,6 +63,13 @@ pub trait Exchange {
 
 /// The clients' end of an exchange: where the answer goes.
 pub trait Downstream: Exchange {
+    /// Waits until `count` bytes of the body are here, and takes none of them. For a body of known
+    /// length of which nothing was taken yet.
+    fn poll_hold(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), BodyError>>;
+
+    /// Bytes that are here and were not taken.
+    fn held(&self) -> usize;
+
     /// Sends a 1xx head; nothing where the client's version has none.
     fn send_interim(&mut self, head: &ResponseHead) -> io::Result<()>;
 

@@ -3,8 +3,11 @@
 //! HTTP/1 and HTTP/2 messages meet in this type. It is cleared and filled again for each message,
 //! so a keep-alive connection parses its heads without an allocation. The block holds the fields as
 //! HTTP/1 writes them, so passing them on is a copy of a few long runs.
+//!
+//! Fields hold no memory before there is a first one, and leave it to those to come: however many
+//! requests wait for a response, it comes to memory that the last one has just used.
 
-use std::ops::Range;
+use std::{cell::RefCell, mem, ops::Range};
 
 use crate::config::is_identity;
 
@@ -52,6 +55,14 @@ struct Entry {
     value_len: u32,
 }
 
+/// Memory kept of fields that are gone, and how large it may have grown: half a mebibyte in all.
+const KEPT: usize = 64;
+const KEPT_BYTES: usize = 8 * 1024;
+
+thread_local! {
+    static SPARE: RefCell<Vec<(Vec<u8>, Vec<Entry>)>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Bytes of a line beside name and value: `: ` and CRLF.
 const LINE_OVERHEAD: usize = 4;
 
@@ -73,6 +84,7 @@ impl Fields {
 
     /// Appends a field; the name is lower-cased. Cost: a copy of both.
     pub fn push(&mut self, name: &[u8], value: &[u8]) -> FieldId {
+        self.find_memory();
         let start = self.block.len();
         self.block.reserve(name.len() + value.len() + LINE_OVERHEAD);
         self.block.extend_from_slice(name);
@@ -85,6 +97,7 @@ impl Fields {
     /// Copies whole field lines, in which [`push_line`](Self::push_line) then finds fields; returns
     /// where they start. Many small copies fewer for a head in which most lines are canonical.
     pub(super) fn load(&mut self, lines: &[u8]) -> usize {
+        self.find_memory();
         let start = self.block.len();
         self.block.extend_from_slice(lines);
         start
@@ -93,7 +106,7 @@ impl Fields {
     /// Appends the field whose line `name: value\r\n`, spelt just so, is loaded at `start`.
     pub(super) fn push_line(&mut self, start: usize, name_len: usize, value_len: usize) -> FieldId {
         let name = &mut self.block[start..start + name_len];
-        name.make_ascii_lowercase();
+        make_lower_case(name);
         let id = FieldId::of(name);
         self.entries.push(Entry {
             id,
@@ -102,6 +115,14 @@ impl Fields {
             value_len: offset(value_len),
         });
         id
+    }
+
+    fn find_memory(&mut self) {
+        if self.block.capacity() == 0
+            && let Some(spare) = SPARE.with_borrow_mut(Vec::pop)
+        {
+            (self.block, self.entries) = spare;
+        }
     }
 
     /// Bytes of memory that `clear` keeps.
@@ -157,12 +178,12 @@ impl Fields {
         &self.block
     }
 
-    /// Where each name and value stands in `block`.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    /// All fields in order, as (id, name, value): where each name and value stands in `block`.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (FieldId, Range<usize>, Range<usize>)> {
         self.entries.iter().map(|entry| {
             let line = entry.line();
             let middle = line.start + entry.name_len as usize;
-            (line.start..middle, middle + 2..line.end - 2)
+            (entry.id, line.start..middle, middle + 2..line.end - 2)
         })
     }
 
@@ -199,6 +220,23 @@ impl Fields {
     }
 }
 
+impl Drop for Fields {
+    fn drop(&mut self) {
+        if self.block.capacity() == 0 || self.capacity() > KEPT_BYTES {
+            return;
+        }
+        self.clear();
+        let spare = (mem::take(&mut self.block), mem::take(&mut self.entries));
+        // WHY: a drop during thread exit may find the list gone; then the memory is simply freed.
+        let _ = SPARE.try_with(|list| {
+            let list = &mut *list.borrow_mut();
+            if list.len() < KEPT {
+                list.push(spare);
+            }
+        });
+    }
+}
+
 impl Entry {
     fn name<'a>(&self, block: &'a [u8]) -> &'a [u8] {
         let start = self.start as usize;
@@ -214,6 +252,32 @@ impl Entry {
         let start = self.start as usize;
         start..start + self.name_len as usize + self.value_len as usize + LINE_OVERHEAD
     }
+}
+
+/// What `make_ascii_lowercase` does, eight bytes at a time: most names are too short for the loops
+/// that the compiler makes of that.
+fn make_lower_case(name: &mut [u8]) {
+    if name.len() < 8 {
+        return name.make_ascii_lowercase();
+    }
+    let (words, _) = name.as_chunks_mut();
+    for word in words {
+        *word = lower_case(*word);
+    }
+    // Some of them twice, which changes nothing.
+    if let Some(last) = name.last_chunk_mut() {
+        *last = lower_case(*last);
+    }
+}
+
+fn lower_case(word: [u8; 8]) -> [u8; 8] {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let word = u64::from_ne_bytes(word);
+    // In the upper bit of each byte, whether the seven below it are as great as that.
+    let at_least = |byte: u8| (word & (ONES * 0x7f)) + ONES * u64::from(0x80 - byte);
+    let upper = at_least(b'A') & !at_least(b'Z' + 1) & !word & (ONES * 0x80);
+    // 0x80 is four times the bit that tells small letters from capitals.
+    (word | (upper >> 2)).to_ne_bytes()
 }
 
 fn offset(bytes: usize) -> u32 {
@@ -366,6 +430,21 @@ mod tests {
         assert!(may_pass(b"x_custom", Underscores::Keep));
         for name in ["X-Custom", "x.custom", "Sec-CH-UA", "a", "!#$%&'*+.^`|~9"] {
             assert!(may_pass(name.as_bytes(), Underscores::Drop), "{name}");
+        }
+    }
+
+    #[test]
+    fn makes_names_of_every_length_lower_case() {
+        for length in 0..=25 {
+            for byte in 0..=u8::MAX {
+                for at in 0..length {
+                    let mut name = b"AbcDEfghIJklMNopqRStuvWXYZ-_"[..length].to_vec();
+                    name[at] = byte;
+                    let expected = name.to_ascii_lowercase();
+                    make_lower_case(&mut name);
+                    assert_eq!(name, expected);
+                }
+            }
         }
     }
 

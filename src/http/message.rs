@@ -37,6 +37,8 @@ pub struct RequestHead {
     /// Lower case, without port and final dot; empty where an HTTP/1.0 request has none.
     pub host: String,
     pub port: Option<u16>,
+    /// Both as they are written, where there is a port.
+    pub host_and_port: String,
     /// Canonical path, then `?query` where there is one; `*` for OPTIONS *. Always visible ASCII.
     pub target: String,
     /// Bytes of `target` before the `?`.
@@ -75,6 +77,7 @@ impl Default for RequestHead {
             version: Version::Http11,
             host: String::new(),
             port: None,
+            host_and_port: String::new(),
             target: String::new(),
             path_len: 0,
             fields: Fields::default(),
@@ -124,17 +127,15 @@ impl RequestHead {
         }
     }
 
-    /// Bytes of memory that `clear` keeps.
-    pub fn capacity(&self) -> usize {
-        self.host.capacity() + self.target.capacity() + self.fields.capacity()
+    /// Bytes of memory in use, which `clear` keeps.
+    pub fn bytes(&self) -> usize {
+        let texts = [&self.host, &self.host_and_port, &self.target];
+        size_of::<Self>() + texts.iter().map(|text| text.capacity()).sum::<usize>() + self.fields.capacity()
     }
 
     /// The host with the port that the client named; empty where it named none.
-    pub fn authority(&self) -> String {
-        match self.port {
-            Some(port) => [&self.host, ":", itoa::Buffer::new().format(port)].concat(),
-            None => self.host.clone(),
-        }
+    pub fn authority(&self) -> &str {
+        if self.port.is_some() { &self.host_and_port } else { &self.host }
     }
 
     pub fn path(&self) -> &str {

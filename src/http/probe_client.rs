@@ -39,7 +39,7 @@ pub enum ProbeError {
     /// The path or the host can't be sent.
     Request(http::Error),
     /// The connection ended before the response was complete.
-    Closed(String),
+    Closed(Box<dyn std::error::Error + Send + Sync>),
     /// The response is not valid HTTP.
     Invalid(String),
 }
@@ -138,7 +138,7 @@ impl From<hyper::Error> for ProbeError {
         if error.is_parse() {
             ProbeError::Invalid(error.to_string())
         } else {
-            ProbeError::Closed(error.to_string())
+            ProbeError::Closed(error.into())
         }
     }
 }
@@ -147,7 +147,7 @@ impl From<h2::Error> for ProbeError {
     fn from(error: h2::Error) -> ProbeError {
         // A reset or GOAWAY of the backend's own; ours answer what it did wrong.
         if error.is_io() || error.is_remote() {
-            ProbeError::Closed(error.to_string())
+            ProbeError::Closed(error.into())
         } else {
             ProbeError::Invalid(error.to_string())
         }

@@ -63,11 +63,11 @@ fn classes_of(bytes: &[u8]) -> (u8, u8) {
 
 /// The method, which must be spelt in upper case; CONNECT and TRACE are `MethodNotAllowed`.
 ///
-/// Letters, digits, `-` and `_` only: some backends ignore case, and would see a `get` as another
-/// method than we do.
+/// A letter, then letters, digits, `-` and `_` only: some backends ignore case, and would see a `get`
+/// as another method than we do.
 pub fn parse_method(raw: &[u8]) -> Result<Method, Reason> {
     let plain = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
-    if !raw.iter().all(plain) {
+    if !raw.first().is_some_and(u8::is_ascii_uppercase) || !raw.iter().all(plain) {
         return Err(Reason::BadRequest);
     }
     match Method::from_bytes(raw) {
@@ -101,14 +101,14 @@ fn parse_absolute(raw: &str, host_known: bool, head: &mut RequestHead) -> Result
         _ => return Err(Reason::BadRequest),
     };
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let said = (std::mem::take(&mut head.host), head.port);
+    let said = (std::mem::take(&mut head.host), std::mem::take(&mut head.host_and_port), head.port);
     parse_authority(authority.as_bytes(), head)?;
     if host_known {
         let port_of = |port: Option<u16>| port.unwrap_or(default_port);
-        if said.0 != head.host || port_of(said.1) != port_of(head.port) {
+        if said.0 != head.host || port_of(said.2) != port_of(head.port) {
             return Err(Reason::BadRequest);
         }
-        (head.host, head.port) = said;
+        (head.host, head.host_and_port, head.port) = said;
     }
     match path {
         _ if path.starts_with('/') => parse_path(path, head),
@@ -137,14 +137,27 @@ pub fn parse_authority(raw: &[u8], head: &mut RequestHead) -> Result<(), Reason>
         _ => return Err(Reason::BadRequest),
     };
     if let [b'[', address @ .., b']'] = name {
-        return push_ipv6(address, &mut head.host);
+        push_ipv6(address, &mut head.host)?;
+    } else {
+        push_name(name.strip_suffix(b".").unwrap_or(name), &mut head.host)?;
     }
-    push_name(name.strip_suffix(b".").unwrap_or(name), &mut head.host)
+    if let Some(port) = head.port {
+        head.host_and_port.clear();
+        head.host_and_port.push_str(&head.host);
+        head.host_and_port.push(':');
+        head.host_and_port.push_str(itoa::Buffer::new().format(port));
+    }
+    Ok(())
 }
 
 fn parse_port(digits: &[u8]) -> Result<u16, Reason> {
-    let plain = matches!(digits, [b'1'..=b'9', ..]) && digits.iter().all(u8::is_ascii_digit);
-    let port = str::from_utf8(digits).ok().filter(|_| plain).and_then(|digits| digits.parse().ok());
+    if !matches!(digits, [b'1'..=b'9', ..]) {
+        return Err(Reason::BadRequest);
+    }
+    let port = digits.iter().try_fold(0_u16, |port, digit| {
+        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
+        port.checked_mul(10)?.checked_add(digit)
+    });
     port.ok_or(Reason::BadRequest)
 }
 
@@ -280,6 +293,23 @@ mod tests {
     fn authority(raw: &str) -> Result<(String, Option<u16>), Reason> {
         let mut head = RequestHead::default();
         parse_authority(raw.as_bytes(), &mut head).map(|()| (head.host, head.port))
+    }
+
+    #[test]
+    fn takes_methods_that_begin_with_a_letter_and_are_in_upper_case() {
+        for (raw, expected) in [
+            ("GET", Ok(Method::GET)),
+            ("M-SEARCH", Ok(Method::from_bytes(b"M-SEARCH").unwrap())),
+            ("X_9", Ok(Method::from_bytes(b"X_9").unwrap())),
+            ("0PUT", Err(Reason::BadRequest)),
+            ("-GET", Err(Reason::BadRequest)),
+            ("_GET", Err(Reason::BadRequest)),
+            ("Get", Err(Reason::BadRequest)),
+            ("", Err(Reason::BadRequest)),
+            ("TRACE", Err(Reason::MethodNotAllowed)),
+        ] {
+            assert_eq!(parse_method(raw.as_bytes()), expected, "{raw}");
+        }
     }
 
     #[test]

@@ -42,12 +42,34 @@ impl Transport {
         }
     }
 
+    /// Why the TLS session with a backend has failed, if it has: for after the fact.
+    pub fn session_error(&mut self) -> Option<io::Error> {
+        match self {
+            Transport::UpstreamTls(stream) => {
+                let (tcp, session) = stream.get_mut();
+                // Where a write failed, nobody has read yet why. The library says it again to whoever asks.
+                let _ = session.read_tls(&mut Unread(tcp));
+                session.process_new_packets().err().map(io::Error::other)
+            }
+            Transport::Tcp(_) | Transport::DownstreamTls(_) => None,
+        }
+    }
+
     /// Takes bytes that nothing but a shutdown follows: with TLS to a client they may wait for it.
     pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Transport::DownstreamTls(stream) => stream.poll_write_last(cx, bytes),
             Transport::Tcp(_) | Transport::UpstreamTls(_) => Pin::new(self).poll_write(cx, bytes),
         }
+    }
+}
+
+/// What a socket has received.
+struct Unread<'s>(&'s TcpStream);
+
+impl io::Read for Unread<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
     }
 }
 

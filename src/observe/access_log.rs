@@ -277,14 +277,14 @@ mod tests {
     };
 
     use super::*;
-    use crate::observe::Protocol;
+    use crate::observe::{Protocol, Quoted};
 
     const LONG: Duration = Duration::from_mins(1);
 
     fn record(request_id: &str) -> Record<'_> {
         Record {
             time: SystemTime::UNIX_EPOCH,
-            listener: "http",
+            listener: Box::leak(Box::new(Quoted::new("http"))),
             client_ip: "127.0.0.1",
             peer: "127.0.0.1:1",
             protocol: Protocol::Http1,
@@ -303,7 +303,7 @@ mod tests {
             attempts: 1,
             duration: Duration::ZERO,
             upstream_response: None,
-            request_id,
+            request_id: request_id.as_bytes(),
             user_agent: None,
             referer: None,
         }

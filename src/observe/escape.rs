@@ -3,6 +3,22 @@
 //! Everything that ends a line, moves a cursor or turns the direction of text is written as
 //! `\uXXXX`, and so are bytes that are no UTF-8 (as `\ufffd`, the replacement character).
 
+/// A name that is escaped once, for all the lines that it will stand in.
+#[derive(Clone, Debug)]
+pub struct Quoted(Box<[u8]>);
+
+impl Quoted {
+    pub fn new(name: &str) -> Self {
+        let mut text = Vec::with_capacity(name.len() + 2);
+        quoted(name.as_bytes(), &mut text);
+        Quoted(text.into())
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// Appends `"…"`, a JSON string that decodes to `bytes` (what is no UTF-8 becomes U+FFFD).
 pub(super) fn quoted(bytes: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
@@ -12,14 +28,35 @@ pub(super) fn quoted(bytes: &[u8], out: &mut Vec<u8>) {
 
 /// The same without the quotation marks, for a string made of several parts.
 pub(super) fn quoted_part(bytes: &[u8], out: &mut Vec<u8>) {
-    // No early exit: the compiler makes vector instructions of this loop, and what it finds
-    // nothing in (nearly everything) is copied in one go.
-    let odd = |byte: u8| matches!(byte, 0..=0x1f | b'"' | b'\\' | 0x7f..);
-    if bytes.iter().fold(false, |seen, &byte| seen | odd(byte)) {
-        escape(bytes, |c| matches!(c, '"' | '\\') || breaks_a_line(c), out);
-    } else {
+    if is_plain(bytes) {
         out.extend_from_slice(bytes);
+    } else {
+        escape(bytes, |c| matches!(c, '"' | '\\') || breaks_a_line(c), out);
     }
+}
+
+/// Whether there is nothing to escape, as is nearly always so: printable ASCII without `"` and `\`.
+///
+/// Eight bytes at a time: most strings are too short for what the compiler makes of a loop over
+/// bytes.
+fn is_plain(bytes: &[u8]) -> bool {
+    let Some(last) = bytes.last_chunk() else {
+        return bytes.iter().all(|&byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\');
+    };
+    // The last eight are looked at whatever came before them.
+    let (words, _) = bytes.as_chunks();
+    words.iter().fold(odd_ones(*last), |seen, word| seen | odd_ones(*word)) == 0
+}
+
+/// Not 0 where one of the bytes is not plain (Sean Anderson, "Bit Twiddling Hacks").
+fn odd_ones(word: [u8; 8]) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let word = u64::from_ne_bytes(word);
+    // The upper bit of each byte that is below `bound`, or at least of the lowest such byte.
+    let below = |word: u64, bound: u64| word.wrapping_sub(ONES * bound) & !word;
+    let is = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let del_or_beyond = word | word.wrapping_add(ONES);
+    (below(word, 0x20) | is(b'"') | is(b'\\') | del_or_beyond) & (ONES << 7)
 }
 
 /// Appends `bytes` with only what could break a line escaped.
@@ -98,6 +135,20 @@ mod tests {
         ];
         for (bytes, expected) in cases {
             assert_eq!(with(quoted, bytes), *expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn every_byte_is_judged_alike_wherever_it_stands() {
+        for byte in 0..=u8::MAX {
+            let plain = matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+            for length in 1..=25 {
+                for at in 0..length {
+                    let mut bytes = vec![b'a'; length];
+                    bytes[at] = byte;
+                    assert_eq!(is_plain(&bytes), plain, "{bytes:?}");
+                }
+            }
         }
     }
 

@@ -11,6 +11,7 @@ mod program_log;
 mod record;
 
 pub use access_log::{AccessLog, LogWriter};
+pub use escape::Quoted;
 pub use metrics::{
     BackendCells, BackendTotals, CertificateExpiry, ClusterCells, ListenerCells, Metrics, NO_ROUTE,
     RouteCells, SeriesOwner, Shard, TlsFile,

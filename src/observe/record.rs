@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{
     Protocol,
-    escape::{quoted, quoted_part},
+    escape::{Quoted, quoted, quoted_part},
 };
 use crate::{config::LogFormat, error::Reason};
 
@@ -16,7 +16,7 @@ use crate::{config::LogFormat, error::Reason};
 pub struct Record<'a> {
     /// When the request began.
     pub time: SystemTime,
-    pub listener: &'a str,
+    pub listener: &'a Quoted,
     /// An address, and an address with a port: the only texts that are not escaped.
     pub client_ip: &'a str,
     pub peer: &'a str,
@@ -29,10 +29,10 @@ pub struct Record<'a> {
     pub path: &'a str,
     /// Without the `?`.
     pub query: Option<&'a str>,
-    pub route: Option<&'a str>,
-    pub cluster: Option<&'a str>,
+    pub route: Option<&'a Quoted>,
+    pub cluster: Option<&'a Quoted>,
     /// That of the last attempt.
-    pub backend: Option<&'a str>,
+    pub backend: Option<&'a Quoted>,
     pub status: u16,
     /// Where the answer or the end is ours.
     pub reason: Option<Reason>,
@@ -44,7 +44,7 @@ pub struct Record<'a> {
     pub duration: Duration,
     /// From the start of the last attempt until the head of its response.
     pub upstream_response: Option<Duration>,
-    pub request_id: &'a str,
+    pub request_id: &'a [u8],
     pub user_agent: Option<&'a [u8]>,
     pub referer: Option<&'a [u8]>,
 }
@@ -52,8 +52,9 @@ pub struct Record<'a> {
 /// What was negotiated on the connection of a request.
 #[derive(Clone, Debug)]
 pub struct TlsInfo<'a> {
-    pub version: &'a str,
-    pub cipher: &'a str,
+    /// Names of ours, like the next: they need no escaping.
+    pub version: &'static str,
+    pub cipher: &'static str,
     pub sni: Option<&'a str>,
     pub resumed: bool,
     /// The certificate that the client showed.
@@ -84,7 +85,7 @@ impl Record<'_> {
         out.extend_from_slice(b"{\"time\":\"");
         write_time(self.time, out);
         out.extend_from_slice(b"\",\"listener\":");
-        quoted(self.listener.as_bytes(), out);
+        out.extend_from_slice(self.listener.as_bytes());
         out.extend_from_slice(b",\"client_ip\":\"");
         out.extend_from_slice(self.client_ip.as_bytes());
         out.extend_from_slice(b"\",\"peer\":\"");
@@ -104,14 +105,14 @@ impl Record<'_> {
             quoted(query.as_bytes(), out);
         }
         out.extend_from_slice(b",\"route\":");
-        write_or(NULL, self.route.map(str::as_bytes), out);
+        write_name_or(NULL, self.route, out);
         out.extend_from_slice(b",\"cluster\":");
-        write_or(NULL, self.cluster.map(str::as_bytes), out);
+        write_name_or(NULL, self.cluster, out);
         out.extend_from_slice(b",\"backend\":");
-        write_or(NULL, self.backend.map(str::as_bytes), out);
+        write_name_or(NULL, self.backend, out);
         self.write_outcome(out);
         out.extend_from_slice(b",\"request_id\":");
-        quoted(self.request_id.as_bytes(), out);
+        quoted(self.request_id, out);
         out.extend_from_slice(b",\"user_agent\":");
         write_or(NULL, self.user_agent, out);
         out.extend_from_slice(b",\"referer\":");
@@ -123,11 +124,11 @@ impl Record<'_> {
         let Some(tls) = &self.tls else {
             return out.extend_from_slice(NULL);
         };
-        out.extend_from_slice(b"{\"version\":");
-        quoted(tls.version.as_bytes(), out);
-        out.extend_from_slice(b",\"cipher\":");
-        quoted(tls.cipher.as_bytes(), out);
-        out.extend_from_slice(b",\"sni\":");
+        out.extend_from_slice(b"{\"version\":\"");
+        out.extend_from_slice(tls.version.as_bytes());
+        out.extend_from_slice(b"\",\"cipher\":\"");
+        out.extend_from_slice(tls.cipher.as_bytes());
+        out.extend_from_slice(b"\",\"sni\":");
         write_or(NULL, tls.sni.map(str::as_bytes), out);
         out.extend_from_slice(if tls.resumed { b",\"resumed\":true" } else { b",\"resumed\":false" });
         if let Some(client) = &tls.client {
@@ -183,11 +184,11 @@ impl Record<'_> {
         out.extend_from_slice(b"s reason=");
         out.extend_from_slice(self.reason.map_or("-", Reason::code).as_bytes());
         out.extend_from_slice(b" route=");
-        write_or(DASH, self.route.map(str::as_bytes), out);
+        write_name_or(DASH, self.route, out);
         out.extend_from_slice(b" cluster=");
-        write_or(DASH, self.cluster.map(str::as_bytes), out);
+        write_name_or(DASH, self.cluster, out);
         out.extend_from_slice(b" backend=");
-        write_or(DASH, self.backend.map(str::as_bytes), out);
+        write_name_or(DASH, self.backend, out);
         self.write_text_details(out);
     }
 
@@ -207,7 +208,7 @@ impl Record<'_> {
         out.extend_from_slice(b" bytes_out=");
         write_number(self.bytes_out, out);
         out.extend_from_slice(b" listener=");
-        quoted(self.listener.as_bytes(), out);
+        out.extend_from_slice(self.listener.as_bytes());
         out.extend_from_slice(b" peer=");
         out.extend_from_slice(self.peer.as_bytes());
         out.extend_from_slice(b" protocol=");
@@ -215,7 +216,7 @@ impl Record<'_> {
         out.extend_from_slice(b" tls=");
         write_or(DASH, self.tls.as_ref().map(|tls| tls.version.as_bytes()), out);
         out.extend_from_slice(b" request_id=");
-        quoted(self.request_id.as_bytes(), out);
+        quoted(self.request_id, out);
         out.extend_from_slice(b" user_agent=");
         write_or(DASH, self.user_agent, out);
         out.extend_from_slice(b" referer=");
@@ -231,6 +232,10 @@ fn write_or(absent: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
         Some(value) => quoted(value, out),
         None => out.extend_from_slice(absent),
     }
+}
+
+fn write_name_or(absent: &[u8], name: Option<&Quoted>, out: &mut Vec<u8>) {
+    out.extend_from_slice(name.map_or(absent, Quoted::as_bytes));
 }
 
 fn write_number(number: impl itoa::Integer, out: &mut Vec<u8>) {
@@ -301,10 +306,14 @@ mod tests {
 
     use super::*;
 
+    fn name(name: &str) -> &'static Quoted {
+        Box::leak(Box::new(Quoted::new(name)))
+    }
+
     fn record() -> Record<'static> {
         Record {
             time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_785_587_696_789),
-            listener: "0.0.0.0:443",
+            listener: name("0.0.0.0:443"),
             client_ip: "203.0.113.7",
             peer: "10.0.0.1:50001",
             protocol: Protocol::H2,
@@ -319,9 +328,9 @@ mod tests {
             host: "example.com",
             path: "/a/b",
             query: Some("c=d"),
-            route: Some("example.com/a"),
-            cluster: Some("web"),
-            backend: Some("10.0.0.11:8080"),
+            route: Some(name("example.com/a")),
+            cluster: Some(name("web")),
+            backend: Some(name("10.0.0.11:8080")),
             status: 200,
             reason: None,
             bytes_in: 0,
@@ -329,7 +338,7 @@ mod tests {
             attempts: 1,
             duration: Duration::from_micros(1_234),
             upstream_response: Some(Duration::from_nanos(12_000_987_654)),
-            request_id: "0123456789abcdef",
+            request_id: b"0123456789abcdef",
             user_agent: Some(b"curl/8.0"),
             referer: None,
         }
@@ -510,8 +519,8 @@ mod tests {
             let line = json(&Record {
                 duration: Duration::from_micros(u64::from(micros)),
                 user_agent: agent.as_deref(),
-                query: Some(query), route: Some(route),
-                listener, tls, method, host, path, request_id,
+                query: Some(query), route: Some(&Quoted::new(route)), request_id: request_id.as_bytes(),
+                listener: &Quoted::new(listener), tls, method, host, path,
                 ..record()
             });
             prop_assert!(!line.chars().any(char::is_control));
@@ -533,7 +542,8 @@ mod tests {
         ) {
             let [listener, method, host, path, route, request_id] = texts.each_ref().map(String::as_str);
             let line = text(&Record {
-                listener, method, host, path, request_id, query: None, route: Some(route), user_agent: Some(&agent),
+                method, host, path, query: None, route: Some(&Quoted::new(route)), user_agent: Some(&agent),
+                listener: &Quoted::new(listener), request_id: request_id.as_bytes(),
                 ..record()
             });
             prop_assert!(!line.chars().any(char::is_control));

@@ -1,6 +1,6 @@
 //! One try of a request on one backend: a connection, the request, the response.
 
-use std::{future::poll_fn, io, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ use crate::{
     upstream::{
         connect::{Connected, connect},
         pool::{Lease, Open},
+        tls,
     },
 };
 
@@ -56,16 +57,22 @@ struct Target<'v> {
     index: usize,
 }
 
+impl Target<'_> {
+    fn tls_generation(&self) -> u32 {
+        self.cluster.cluster.backends[self.index].tls_generation()
+    }
+}
+
 /// Counts a request to a backend exactly once, however it ends.
-struct Counted {
-    cells: Arc<BackendCells>,
+struct Counted<'v> {
+    cells: &'v BackendCells,
     status: Option<u16>,
     head_after: Option<Duration>,
     /// When the request was sent.
     sent: Instant,
 }
 
-impl Drop for Counted {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.cells.request_finished(self.status, self.head_after);
     }
@@ -82,9 +89,9 @@ pub async fn attempt<D: Downstream>(
     let cluster = &view.clusters[cluster];
     let target = Target { cluster, backend: &cluster.backends[backend], index: backend };
     target.backend.cells.request_started();
-    // The first attempt begins with the request.
-    let sent = if flight.attempts == 1 { flight.started } else { Instant::now() };
-    let mut counted = Counted { cells: target.backend.cells.clone(), status: None, head_after: None, sent };
+    // The first attempt begins with the request, unless that had to wait for its body.
+    let sent = if flight.attempts == 1 && !flight.waited { flight.started } else { Instant::now() };
+    let mut counted = Counted { cells: &target.backend.cells, status: None, head_after: None, sent };
     match cluster.cluster.config.protocol {
         Protocol::Http1 => over_http1(flight, (down, patience), target, &mut counted).await,
         Protocol::H2 => Box::pin(over_h2(flight, (down, patience), target, &mut counted)).await,
@@ -95,7 +102,7 @@ async fn over_http1<D: Downstream>(
     flight: &mut Flight<'_>,
     (down, patience): (&mut D, &mut Patience<'_>),
     target: Target<'_>,
-    counted: &mut Counted,
+    counted: &mut Counted<'_>,
 ) -> Result<(), Failed> {
     let config = &target.cluster.cluster.config;
     let pool = &target.backend.pool;
@@ -111,11 +118,10 @@ async fn over_http1<D: Downstream>(
     lease.connection.send_request(&head.method, &head.target, head.body, |out| {
         forward::write_http1(flight, &config.backends[target.index].address, out);
     });
-    let mut response = flight.worker.take_response();
-    let result = exchange(flight, (down, patience), (&mut lease.connection, config), counted, &mut response);
+    let mut response = ResponseHead::default();
+    let result = exchange(flight, (down, patience), (&mut *lease.connection, config), counted, &mut response);
     let result = result.await;
     let reusable = response.keep_alive;
-    flight.worker.give_response(response);
     match result {
         Ok(done) => {
             if done.complete && reusable {
@@ -123,7 +129,8 @@ async fn over_http1<D: Downstream>(
             }
             Ok(())
         }
-        Err(failed) => Err(Failed { retriable: failed.retriable && lease.reused, ..failed }),
+        Err(failed) => Err(Failed { retriable: failed.retriable && lease.reused, ..failed }
+            .or_refused(flight, &mut lease.connection)),
     }
 }
 
@@ -131,9 +138,10 @@ async fn open_http1(flight: &Flight<'_>, target: Target<'_>) -> Result<Lease, Fa
     let start = Instant::now();
     let header =
         if target.cluster.cluster.config.proxy_protocol { forward::proxy_header(flight) } else { Vec::new() };
+    let generation = target.tls_generation();
     let transport = open(target, &header).await?;
     let open = Open::count(target.backend.cells.clone(), start.elapsed());
-    Ok(Lease::new(h1::Connection::new(transport), open))
+    Ok(Lease::new(h1::Connection::new(transport), open, generation))
 }
 
 async fn open(target: Target<'_>, header: &[u8]) -> Result<Transport, Failed> {
@@ -152,7 +160,7 @@ async fn over_h2<D: Downstream>(
     flight: &mut Flight<'_>,
     (down, patience): (&mut D, &mut Patience<'_>),
     target: Target<'_>,
-    counted: &mut Counted,
+    counted: &mut Counted<'_>,
 ) -> Result<(), Failed> {
     let config = &target.cluster.cluster.config;
     let mut handle = shared(target).await?;
@@ -191,6 +199,7 @@ async fn shared(target: Target<'_>) -> Result<h2::upstream::Handle, Failed> {
 
 async fn open_h2(target: Target<'_>) -> Result<(), Failed> {
     let start = Instant::now();
+    let generation = target.tls_generation();
     let transport = open(target, &[]).await?;
     let handshake = h2::upstream::handshake(transport).await;
     let (handle, drive) = handshake.map_err(|_| Failed::unsent(Reason::UpstreamClosed))?;
@@ -199,7 +208,7 @@ async fn open_h2(target: Target<'_>) -> Result<(), Failed> {
         drive.await;
         drop(open);
     });
-    target.backend.pool.borrow_mut().share(handle);
+    target.backend.pool.borrow_mut().share(handle, generation);
     Ok(())
 }
 
@@ -218,7 +227,7 @@ fn h2_head(flight: &Flight<'_>, tls: bool, fallback: &str) -> Result<h2::upstrea
         fields.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     let authority = flight.head.authority();
-    let authority = if authority.is_empty() { fallback } else { &authority };
+    let authority = if authority.is_empty() { fallback } else { authority };
     let target = if flight.head.target == "*" { "/" } else { &flight.head.target };
     let uri = Uri::builder()
         .scheme(if tls { "https" } else { "http" })
@@ -234,7 +243,7 @@ async fn exchange<D: Downstream, U: Respond>(
     flight: &mut Flight<'_>,
     (down, patience): (&mut D, &mut Patience<'_>),
     (up, config): (&mut U, &crate::config::Cluster),
-    counted: &mut Counted,
+    counted: &mut Counted<'_>,
     response: &mut ResponseHead,
 ) -> Result<Done, Failed> {
     let view = flight.view.clone();
@@ -322,8 +331,22 @@ impl Failed {
     }
 
     /// No backend would do better.
-    fn refused(reason: Reason) -> Self {
+    pub fn refused(reason: Reason) -> Self {
         Failed { reason, retriable: false, answered: false }
+    }
+
+    /// The same, unless the backend broke off because of our certificate: over TLS 1.3 it says so in
+    /// place of an answer, and has not looked at the request.
+    fn or_refused(self, flight: &Flight<'_>, connection: &mut h1::Connection) -> Self {
+        if self.reason != Reason::UpstreamClosed || self.answered {
+            return self;
+        }
+        let Some(refusal) = connection.session_error().and_then(|error| tls::refusal(&error)) else {
+            return self;
+        };
+        tracing::debug!("the backend refuses our certificate: {}", refusal.detail);
+        let whole = flight.bytes_in == 0 && flight.head.body == BodyLength::Empty;
+        Failed { reason: refusal.reason, retriable: whole, answered: false }
     }
 
     /// No response head came. Retriable, on a connection that was used before, when the backend did

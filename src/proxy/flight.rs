@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 use super::{
     client, forwarded,
-    worker::{Client, ClientCertificate, ListenerView, View, Worker},
+    policies::ClientCertificate,
+    worker::{Client, ListenerView, View, Worker},
 };
 use crate::{
     config::ForwardedPolicy,
@@ -41,6 +42,8 @@ pub struct Flight<'c> {
     pub reason: Option<Reason>,
     /// When a refused client may come again.
     pub retry_after: Option<Duration>,
+    /// Its body was waited for before there was an attempt.
+    pub waited: bool,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub attempts: u32,
@@ -90,6 +93,7 @@ impl<'c> Flight<'c> {
             status: None,
             reason: None,
             retry_after: None,
+            waited: false,
             bytes_in: 0,
             bytes_out: 0,
             attempts: 0,
@@ -141,10 +145,8 @@ impl<'c> Flight<'c> {
 
     /// The id to forward and to log: ours, or the one that a trusted peer sent.
     pub fn id(&self) -> &[u8] {
-        match self.head.fields.get(FieldId::XRequestId) {
-            Some(id) if self.trusted && !id.is_empty() => id,
-            _ => &self.request_id,
-        }
+        let sent = if self.trusted { self.head.fields.get(FieldId::XRequestId) } else { None };
+        sent.filter(|id| !id.is_empty()).unwrap_or(&self.request_id)
     }
 
     /// Why a request was dropped on its way.
@@ -191,12 +193,11 @@ impl<'c> Flight<'c> {
     }
 
     fn log(&self, status: u16, took: Duration) {
-        let config = &self.view.config;
-        let cluster = self.cluster.map(|cluster| &config.clusters[cluster]);
+        let cluster = self.cluster.map(|cluster| &self.view.clusters[cluster]);
         let backend = cluster.zip(self.backend).map(|(cluster, index)| &cluster.backends[index]);
         let record = Record {
             time: self.worker.wall_clock(self.started),
-            listener: &self.listener().name,
+            listener: &self.listener().quoted_name,
             client_ip: &self.client_ip_text,
             peer: &self.client.peer_text,
             protocol: self.protocol(),
@@ -211,9 +212,9 @@ impl<'c> Flight<'c> {
             host: if self.unparsed { "" } else { &self.head.host },
             path: if self.unparsed { "" } else { self.head.path() },
             query: if self.unparsed { None } else { self.head.query() },
-            route: self.route.map(|route| config.routes[route].name.as_str()),
-            cluster: cluster.map(|cluster| cluster.name.as_str()),
-            backend: backend.map(|backend| backend.address.as_str()),
+            route: self.route.map(|route| &self.view.routes[route]),
+            cluster: cluster.map(|cluster| &cluster.name),
+            backend: backend.map(|backend| &backend.name),
             status,
             reason: self.reason,
             bytes_in: self.bytes_in,
@@ -221,7 +222,7 @@ impl<'c> Flight<'c> {
             attempts: self.attempts,
             duration: took,
             upstream_response: self.upstream_response,
-            request_id: std::str::from_utf8(self.id()).unwrap_or("-"),
+            request_id: self.id(),
             user_agent: self.head.fields.get(FieldId::UserAgent),
             referer: self.head.fields.get(FieldId::Referer),
         };

@@ -20,7 +20,7 @@ pub fn write_http1(flight: &Flight<'_>, fallback: &str, out: &mut Vec<u8>) {
     if head.host.is_empty() {
         encode::write_field(out, "host", fallback.as_bytes());
     } else {
-        encode::write_host(out, &head.host, head.port);
+        encode::write_field(out, "host", head.authority().as_bytes());
     }
     encode::write_fields(out, &head.fields, |id| passes(flight, id));
     ours(flight, &mut |name, value| encode::write_field(out, name, value));
@@ -99,10 +99,7 @@ fn x_forwarded(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
         each("x-forwarded-proto", proto(flight).as_bytes());
     }
     if !vouched(FieldId::XForwardedHost) && !flight.head.host.is_empty() {
-        match flight.head.port {
-            None => each("x-forwarded-host", flight.head.host.as_bytes()),
-            Some(_) => each("x-forwarded-host", flight.head.authority().as_bytes()),
-        }
+        each("x-forwarded-host", flight.head.authority().as_bytes());
     }
 }
 
@@ -112,7 +109,7 @@ fn proto(flight: &Flight<'_>) -> &'static str {
 
 /// Our element of RFC 7239, behind those that a trusted peer vouches for.
 fn forwarded(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
-    let mut chain = forwarded::element(flight.client.ip, &flight.head.authority(), proto(flight));
+    let mut chain = forwarded::element(flight.client.ip, flight.head.authority(), proto(flight));
     if flight.trusted {
         let values: Vec<&[u8]> = flight.head.fields.all(FieldId::Forwarded).collect();
         chain = forwarded::chain(values.into_iter(), &chain);

@@ -6,6 +6,8 @@ pub mod client;
 pub mod flight;
 mod forward;
 pub mod forwarded;
+mod hold;
+pub mod load;
 pub mod patience;
 pub mod policies;
 mod relay;
@@ -53,14 +55,31 @@ async fn respond<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience:
     let Some(cluster) = cluster else {
         return answer::answer(flight, down, Reason::NoRoute, patience).await;
     };
+    if let Err(reason) = hold::hold(flight, down, patience).await {
+        return fail(flight, down, patience, Failed::refused(reason)).await;
+    }
+    // Held until the request is over.
+    let Some(_place) = flight.worker.enter() else {
+        return answer::answer(flight, down, Reason::Overloaded, patience).await;
+    };
     if let Err(failed) = try_backends(flight, down, patience, cluster).await {
-        flight.reason = Some(failed.reason);
-        if failed.reason == Reason::ClientClosed {
-            // Nobody is there to answer, and 499 is a status for the log alone.
-            down.abort();
-        } else if !failed.answered {
-            answer::answer(flight, down, failed.reason, patience).await;
-        }
+        fail(flight, down, patience, failed).await;
+    }
+}
+
+/// Ends a request that got no complete response.
+async fn fail<D: Downstream>(
+    flight: &mut Flight<'_>,
+    down: &mut D,
+    patience: &mut Patience<'_>,
+    failed: Failed,
+) {
+    flight.reason = Some(failed.reason);
+    if failed.reason == Reason::ClientClosed {
+        // Nobody is there to answer, and 499 is a status for the log alone.
+        down.abort();
+    } else if !failed.answered {
+        answer::answer(flight, down, failed.reason, patience).await;
     }
 }
 

@@ -107,13 +107,13 @@ impl<'d> Patience<'d> {
 
     /// Ready with the reason when the wait has lasted too long.
     pub fn poll(&mut self, cx: &mut Context<'_>, wait: Wait, moved: bool) -> Poll<Reason> {
-        let now = self.now.take();
+        let mut now = self.now.take();
         if moved || self.waiting != Some(wait.reason) {
             self.waiting = Some(wait.reason);
-            let end = now.unwrap_or_else(Instant::now) + wait.allowed;
+            let end = *now.get_or_insert_with(Instant::now) + wait.allowed;
             self.deadline.set(wait.until.map_or(end, |until| until.min(end)));
         }
-        self.deadline.poll(cx).map(|()| wait.reason)
+        self.deadline.poll_at(cx, now).map(|()| wait.reason)
     }
 
     /// Runs `future` within one wait.

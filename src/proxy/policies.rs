@@ -9,7 +9,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use foldhash::fast::RandomState;
 
-use crate::config::{ClientAuth, HostMatch, ListenerTls};
+use crate::{
+    config::{ClientAuth, HostMatch, ListenerTls},
+    observe::ClientInfo,
+};
 
 /// The policies of a listener by host.
 #[derive(Debug)]
@@ -86,5 +89,22 @@ impl ClientPolicies {
     pub fn allows(&self, made_under: usize, host: &str) -> bool {
         let wanted = self.of(host);
         wanted == made_under || self.distinct[wanted].is_none()
+    }
+}
+
+/// What a client's certificate, which was verified, says about it; or that it showed none.
+#[derive(Debug)]
+pub struct ClientCertificate {
+    /// For backends, ready to be sent.
+    pub fields: Vec<(&'static str, Vec<u8>)>,
+    /// Subject and fingerprint; `None`: the client has none.
+    pub shown: Option<(String, String)>,
+}
+
+impl ClientCertificate {
+    /// As the access log has it.
+    pub fn for_log(&self) -> Option<ClientInfo<'_>> {
+        let (subject, fingerprint) = self.shown.as_ref()?;
+        Some(ClientInfo { subject, fingerprint })
     }
 }

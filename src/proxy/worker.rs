@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Waker,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tokio::time::Instant;
@@ -16,14 +16,19 @@ use crate::{
     error::Reason,
     firewall::{Firewall, Refusal},
     http::{
+        deadline::Deadline,
         h1::{BodyLimits, HeadLimits, RequestLimits, head::Underscores},
-        message::{RequestHead, ResponseHead},
+        message::RequestHead,
         proxy_protocol::Ends,
     },
     observe::{
-        BackendCells, ClientInfo, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard,
+        BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Quoted, Record, RouteCells, Shard,
     },
-    proxy::{policies::ClientPolicies, route::RouteTable},
+    proxy::{
+        load::{Load, Place},
+        policies::{ClientCertificate, ClientPolicies},
+        route::RouteTable,
+    },
     upstream::{
         balance::{Balancer, Tried},
         cluster::Cluster,
@@ -31,14 +36,18 @@ use crate::{
     },
 };
 
-/// Heads of each kind kept for reuse, and how large one may have grown: 4 MiB of each in all.
-const KEPT_HEADS: usize = 512;
+/// How large a request head that is kept for reuse may have grown, and all of them together.
 const KEPT_HEAD_BYTES: usize = 8 * 1024;
+const KEPT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Timers kept for reuse. Each keeps what it last woke in memory, so these are fewer.
+const KEPT_DEADLINES: usize = 64;
 
 /// The state of a worker thread; everything a connection task needs hangs off it.
 #[derive(Debug)]
 pub struct Worker {
     pub shard: Shard,
+    load: Load,
     view: RefCell<Rc<View>>,
     log: RefCell<LogWriter>,
     random: RefCell<fastrand::Rng>,
@@ -49,7 +58,9 @@ pub struct Worker {
     /// Request heads that no request uses; idle connections hold none.
     #[expect(clippy::vec_box, reason = "a head moves from task to task, and its box is what moves")]
     heads: RefCell<Vec<Box<RequestHead>>>,
-    responses: RefCell<Vec<ResponseHead>>,
+    /// The memory of those heads.
+    head_bytes: Cell<usize>,
+    deadlines: RefCell<Vec<Deadline>>,
     /// The same moment on both clocks.
     clocks: Cell<(Instant, SystemTime)>,
 }
@@ -78,6 +89,8 @@ pub struct View {
     pub firewall: Arc<Firewall>,
     pub listeners: Vec<ListenerView>,
     pub clusters: Vec<ClusterView>,
+    /// The routes' names.
+    pub routes: Vec<Quoted>,
     /// Some cluster tells its backends a connection's two ends, so each connection has to know them.
     pub names_clients: bool,
 }
@@ -85,6 +98,7 @@ pub struct View {
 #[derive(Debug)]
 pub struct ListenerView {
     pub name: String,
+    pub quoted_name: Quoted,
     pub routes: RouteTable,
     pub cells: Arc<ListenerCells>,
     pub limits: RequestLimits,
@@ -100,6 +114,7 @@ pub struct ListenerView {
 
 #[derive(Debug)]
 pub struct ClusterView {
+    pub name: Quoted,
     pub cluster: Arc<Cluster>,
     pub cells: Arc<ClusterCells>,
     pub backends: Vec<BackendView>,
@@ -108,6 +123,7 @@ pub struct ClusterView {
 
 #[derive(Debug)]
 pub struct BackendView {
+    pub name: Quoted,
     pub cells: Arc<BackendCells>,
     pub pool: RefCell<Pool>,
     /// Held while a shared connection is being made, so that a burst makes one and not hundreds.
@@ -115,9 +131,10 @@ pub struct BackendView {
 }
 
 impl Worker {
-    pub fn new(view: View, shard: Shard, log: LogWriter) -> Self {
+    pub fn new(view: View, shard: Shard, log: LogWriter, load: Load) -> Self {
         Worker {
             shard,
+            load,
             view: RefCell::new(Rc::new(view)),
             log: RefCell::new(log),
             random: RefCell::new(fastrand::Rng::new()),
@@ -126,7 +143,8 @@ impl Worker {
             cutting: Cell::new(false),
             connections: RefCell::default(),
             heads: RefCell::default(),
-            responses: RefCell::default(),
+            head_bytes: Cell::new(0),
+            deadlines: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
     }
@@ -147,28 +165,49 @@ impl Worker {
 
     /// An empty head with memory from earlier requests.
     pub fn take_head(&self) -> Box<RequestHead> {
-        self.heads.borrow_mut().pop().unwrap_or_default()
+        let Some(head) = self.heads.borrow_mut().pop() else { return Box::default() };
+        self.head_bytes.set(self.head_bytes.get() - head.bytes());
+        head
     }
 
     /// Keeps a head for a later request, unless its memory has grown large.
     pub fn give_head(&self, mut head: Box<RequestHead>) {
-        let mut heads = self.heads.borrow_mut();
-        if heads.len() < KEPT_HEADS && head.capacity() <= KEPT_HEAD_BYTES {
+        let bytes = self.head_bytes.get() + head.bytes();
+        if bytes <= KEPT_BYTES && head.bytes() <= KEPT_HEAD_BYTES {
             head.clear();
-            heads.push(head);
+            self.head_bytes.set(bytes);
+            self.heads.borrow_mut().push(head);
         }
     }
 
-    /// The same for the head of a response.
-    pub fn take_response(&self) -> ResponseHead {
-        self.responses.borrow_mut().pop().unwrap_or_default()
+    /// A place among the requests in flight, or `None` where this one is to be turned away.
+    pub fn enter(&self) -> Option<Place<'_>> {
+        if self.is_shedding() { None } else { self.load.enter() }
     }
 
-    pub fn give_response(&self, mut head: ResponseHead) {
-        let mut responses = self.responses.borrow_mut();
-        if responses.len() < KEPT_HEADS && head.fields.capacity() <= KEPT_HEAD_BYTES {
-            head.clear();
-            responses.push(head);
+    /// Whether this piece of new work is to be turned away because the worker is late.
+    pub fn is_shedding(&self) -> bool {
+        let share = self.load.share();
+        share > 0 && self.random.borrow_mut().u32(..) < share
+    }
+
+    /// Takes note of how late a task was that was due; returns the delay for which work is shed.
+    pub fn notice_delay(&self, delay: Duration) -> Option<Duration> {
+        self.shard.worker_delay(delay);
+        self.load.notice(delay)
+    }
+
+    /// A deadline that is not set. One from an earlier request has its timer already, which mostly
+    /// need not be touched: it rings once in a while and finds that the deadline was moved.
+    pub fn take_deadline(&self) -> Deadline {
+        self.deadlines.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_deadline(&self, mut deadline: Deadline) {
+        let mut deadlines = self.deadlines.borrow_mut();
+        if deadlines.len() < KEPT_DEADLINES {
+            deadline.clear();
+            deadlines.push(deadline);
         }
     }
 
@@ -201,8 +240,10 @@ impl Worker {
         let now = Instant::now();
         for cluster in &self.view().clusters {
             let config = &cluster.cluster.config;
-            for backend in &cluster.backends {
-                backend.pool.borrow_mut().sweep(now, config.idle_timeout, config.idle_connections);
+            for (backend, shared) in cluster.backends.iter().zip(&cluster.cluster.backends) {
+                let mut pool = backend.pool.borrow_mut();
+                pool.follow(shared.tls_generation());
+                pool.sweep(now, config.idle_timeout, config.idle_connections);
             }
         }
     }
@@ -298,6 +339,7 @@ impl View {
                 .map(|index| ListenerView::new(config, index, https_port, shard))
                 .collect(),
             clusters: clusters.iter().map(|cluster| ClusterView::new(cluster, shard, seed)).collect(),
+            routes: config.routes.iter().map(|route| Quoted::new(&route.name)).collect(),
             names_clients: clusters.iter().any(|cluster| cluster.config.proxy_protocol),
         }
     }
@@ -315,6 +357,7 @@ impl ListenerView {
         let listener = &config.listeners[index];
         ListenerView {
             name: listener.name.clone(),
+            quoted_name: Quoted::new(&listener.name),
             routes: RouteTable::new(&config.routes, index),
             cells: shard.listener(&listener.name),
             limits: request_limits(listener),
@@ -359,12 +402,14 @@ fn request_limits(listener: &Listener) -> RequestLimits {
 impl ClusterView {
     fn new(cluster: &Arc<Cluster>, shard: &Shard, seed: u64) -> Self {
         ClusterView {
+            name: Quoted::new(cluster.name()),
             cluster: cluster.clone(),
             cells: shard.cluster(cluster.name()),
             backends: cluster
                 .backends
                 .iter()
                 .map(|backend| BackendView {
+                    name: Quoted::new(&backend.address),
                     cells: shard.backend(cluster.name(), &backend.address),
                     pool: RefCell::default(),
                     connecting: tokio::sync::Mutex::new(()),
@@ -410,23 +455,6 @@ pub struct TlsFacts {
     pub policy: usize,
     /// Where a client certificate was asked for.
     pub identity: Option<Box<ClientCertificate>>,
-}
-
-/// What a client's certificate, which was verified, says about it; or that it showed none.
-#[derive(Debug)]
-pub struct ClientCertificate {
-    /// For backends, ready to be sent.
-    pub fields: Vec<(&'static str, Vec<u8>)>,
-    /// Subject and fingerprint; `None`: the client has none.
-    pub shown: Option<(String, String)>,
-}
-
-impl ClientCertificate {
-    /// As the access log has it.
-    pub fn for_log(&self) -> Option<ClientInfo<'_>> {
-        let (subject, fingerprint) = self.shown.as_ref()?;
-        Some(ClientInfo { subject, fingerprint })
-    }
 }
 
 impl Client {

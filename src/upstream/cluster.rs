@@ -29,6 +29,8 @@ pub struct Cluster {
     pub config: config::Cluster,
     /// In the order of the config; an index into it names a backend everywhere in `upstream`.
     pub backends: Vec<Backend>,
+    /// When the certificate that the private CA gave us is to be replaced.
+    renew_at: Mutex<Option<SystemTime>>,
     /// Goes up with every change of what `eligible` says.
     epoch: AtomicU64,
     fails_open: AtomicBool,
@@ -72,6 +74,13 @@ struct Addresses {
     until: Instant,
 }
 
+/// What a change of TLS settings does to connections that were made before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outdate {
+    Nothing,
+    Connections,
+}
+
 /// A backend's health for people to read.
 #[derive(Debug, Clone)]
 pub struct Status {
@@ -110,6 +119,7 @@ impl Cluster {
         let cluster = Cluster {
             config,
             backends,
+            renew_at: Mutex::new(connector.and_then(|connector| connector.renew_at())),
             epoch: AtomicU64::new(0),
             fails_open: AtomicBool::new(false),
             changing: Mutex::new(()),
@@ -120,6 +130,29 @@ impl Cluster {
 
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Whether it is time for a new certificate of the private CA.
+    pub fn wants_identity(&self, now: SystemTime) -> bool {
+        self.renew_at.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at <= now)
+    }
+
+    /// New connections follow `tls` from now on, and resume nothing that was agreed before.
+    ///
+    /// With `Outdate::Connections` those that are there serve nobody after the request they are at.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn replace_tls(&self, tls: &config::ClusterTls, outdate: Outdate) -> Result<(), tls::SetupError> {
+        let connector = tls::ClusterConnector::new(self.name(), tls, self.config.protocol)?;
+        for own in self.backends.iter().filter_map(|backend| backend.tls.as_ref()) {
+            own.replace(&connector);
+            if outdate == Outdate::Connections {
+                own.outdate();
+            }
+        }
+        *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner) = connector.renew_at();
+        Ok(())
     }
 
     /// A number that is another one after every change of what `eligible` says.
@@ -188,6 +221,11 @@ impl Cluster {
 }
 
 impl Backend {
+    /// The number of its TLS settings; one for clear text.
+    pub fn tls_generation(&self) -> u32 {
+        self.tls.as_ref().map_or(0, tls::Connector::generation)
+    }
+
     /// What its probes say, without regard to fail-open.
     pub fn is_up(&self) -> bool {
         self.state.up.load(Ordering::Relaxed)

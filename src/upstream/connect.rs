@@ -27,6 +27,8 @@ pub enum Connected {
 /// Why there is no connection.
 #[derive(Debug)]
 pub struct ConnectError {
+    /// This machine had no descriptor, port or memory left: it says nothing of the backend.
+    pub local: bool,
     /// A connect or TLS reason of the upstream side.
     pub reason: Reason,
     /// For the log and the status page; holds addresses, so it is not for clients.
@@ -119,6 +121,7 @@ impl Failure {
         if port != backend.port {
             place = format!("{} on port {port}", backend.host);
         }
+        let local = matches!(&self, Failure::Connect(error) if is_local(error));
         let (reason, detail) = match self {
             Failure::Timeout(step) => {
                 (Reason::ConnectTimeout, format!("{step} {place} timed out after {limit:?}"))
@@ -131,8 +134,18 @@ impl Failure {
             }
             Failure::Tls(reason, detail) => (reason, format!("TLS handshake with {place} failed: {detail}")),
         };
-        ConnectError { reason, detail }
+        ConnectError { local, reason, detail }
     }
+}
+
+/// Whether the connection was never tried, for lack of something here (socket(2), connect(2)).
+fn is_local(error: &io::Error) -> bool {
+    // On Linux; the standard library has no kinds for the first three.
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    const ENOBUFS: i32 = 105;
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS))
+        || matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::AddrNotAvailable)
 }
 
 fn connect_reason(kind: io::ErrorKind) -> Reason {
@@ -264,6 +277,15 @@ mod tests {
             error.detail.starts_with(&format!("connect to 127.0.0.1 on port {} ", other.port())),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_is_lacking_here_is_no_fault_of_the_backend() {
+        let local = |code| is_local(&io::Error::from_raw_os_error(code));
+        // EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL.
+        assert_eq!([24, 23, 105, 12, 99].map(local), [true; 5]);
+        // ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT.
+        assert_eq!([111, 113, 101, 110].map(local), [false; 4]);
     }
 
     #[test]

@@ -25,9 +25,12 @@ pub struct Open(Arc<BackendCells>);
 /// An HTTP/1 connection that one request has for itself.
 #[derive(Debug)]
 pub struct Lease {
-    pub connection: h1::Connection,
+    /// Boxed: it goes from the pool to a request and back, and should not be copied each time.
+    pub connection: Box<h1::Connection>,
     /// It carried a request before.
     pub reused: bool,
+    /// Of the TLS settings that it was made by.
+    generation: u32,
     _open: Open,
 }
 
@@ -40,6 +43,7 @@ struct Idle {
 #[derive(Debug)]
 struct Shared {
     handle: h2::upstream::Handle,
+    generation: u32,
     used: Instant,
 }
 
@@ -47,6 +51,8 @@ struct Shared {
 pub struct Pool {
     idle: Vec<Idle>,
     shared: Vec<Shared>,
+    /// Of the TLS settings; what is of another is not kept.
+    generation: u32,
 }
 
 impl Open {
@@ -64,8 +70,9 @@ impl Drop for Open {
 }
 
 impl Lease {
-    pub fn new(connection: h1::Connection, open: Open) -> Self {
-        Lease { connection, reused: false, _open: open }
+    /// `generation` is that of the backend's TLS settings before the connection was made.
+    pub fn new(connection: h1::Connection, open: Open, generation: u32) -> Self {
+        Lease { connection: Box::new(connection), reused: false, generation, _open: open }
     }
 }
 
@@ -88,7 +95,8 @@ impl Pool {
 
     /// Keeps a quiet connection for the next request; closes it where as many as `cap` idle already.
     pub fn give(&mut self, mut lease: Lease, since: Instant, cap: Option<usize>) {
-        if cap.is_none_or(|cap| self.idle.len() < cap) && lease.connection.is_quiet() {
+        let has_room = cap.is_none_or(|cap| self.idle.len() < cap);
+        if has_room && lease.generation >= self.generation && lease.connection.is_quiet() {
             lease.connection.rest();
             self.idle.push(Idle { lease, since });
         }
@@ -109,8 +117,17 @@ impl Pool {
     }
 
     /// Adds a connection that requests share.
-    pub fn share(&mut self, handle: h2::upstream::Handle) {
-        self.shared.push(Shared { handle, used: Instant::now() });
+    pub fn share(&mut self, handle: h2::upstream::Handle, generation: u32) {
+        self.shared.push(Shared { handle, generation, used: Instant::now() });
+    }
+
+    /// Lets go of connections that were made by earlier TLS settings than these.
+    pub fn follow(&mut self, generation: u32) {
+        if self.generation != generation {
+            self.generation = generation;
+            self.idle.retain(|idle| idle.lease.generation >= generation);
+            self.shared.retain(|shared| shared.generation >= generation);
+        }
     }
 
     /// Lets go of what is too old, closed or talks out of turn, and of what is left of a burst.
@@ -181,7 +198,7 @@ mod tests {
             let ours = TcpStream::connect(self.listener.local_addr().unwrap()).await.unwrap();
             let (theirs, address) = self.listener.accept().await.unwrap();
             let open = Open::count(self.cells.clone(), Duration::ZERO);
-            (Lease::new(h1::Connection::new(Transport::Tcp(ours)), open), address, theirs)
+            (Lease::new(h1::Connection::new(Transport::Tcp(ours)), open, 0), address, theirs)
         }
     }
 
@@ -194,6 +211,25 @@ mod tests {
             }
         };
         tokio::time::timeout(LONG, swept).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn connections_of_earlier_settings_are_closed_and_not_kept() {
+        let peer = Peer::new().await;
+        let mut pool = Pool::default();
+        let ((idle, _, _end), (busy, _, _other), now) =
+            (peer.lease().await, peer.lease().await, Instant::now());
+        pool.give(idle, now, None);
+        pool.follow(0);
+        assert_eq!(pool.idle(), 1);
+        pool.follow(1);
+        assert_eq!(pool.idle(), 0);
+        pool.give(busy, now, None);
+        assert_eq!(pool.idle(), 0);
+        let (mut fresh, _, _fresh) = peer.lease().await;
+        fresh.generation = 1;
+        pool.give(fresh, now, None);
+        assert_eq!(pool.idle(), 1);
     }
 
     #[tokio::test]

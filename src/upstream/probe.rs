@@ -17,6 +17,7 @@ use super::{
     cluster::{Backend, Cluster},
     connect::{ConnectError, Connected, connect_port},
     health::{Transition, first_probe_delay, probe_delay, second_probe_delay},
+    tls::{self, HandshakeError},
 };
 use crate::{
     config::{Check, Health, HttpCheck, Protocol},
@@ -39,6 +40,8 @@ pub enum ProbeResult {
     Refused,
     /// No connection for any other cause.
     Connect,
+    /// This machine had no descriptor or port left for it: it says nothing of the backend.
+    Local,
     Tls,
     /// The connection ended before the response was complete.
     Closed,
@@ -110,7 +113,8 @@ where
         let duration = started.elapsed();
         let (result, detail) = failure.unwrap_or((ProbeResult::Ok, String::new()));
         let verdict = if result == ProbeResult::Ok { Ok(()) } else { Err(detail.as_str()) };
-        let transition = cluster.observe(index, verdict);
+        // What is lacking here must not take backends down.
+        let transition = if result == ProbeResult::Local { None } else { cluster.observe(index, verdict) };
         if let Some(transition) = transition {
             log_transition(&cluster, backend, transition, &detail);
         }
@@ -223,11 +227,12 @@ fn probes(count: u32) -> String {
 }
 
 impl ProbeResult {
-    pub const ALL: [ProbeResult; 9] = [
+    pub const ALL: [ProbeResult; 10] = [
         ProbeResult::Ok,
         ProbeResult::Timeout,
         ProbeResult::Refused,
         ProbeResult::Connect,
+        ProbeResult::Local,
         ProbeResult::Tls,
         ProbeResult::Closed,
         ProbeResult::BadResponse,
@@ -242,6 +247,7 @@ impl ProbeResult {
             ProbeResult::Timeout => "timeout",
             ProbeResult::Refused => "refused",
             ProbeResult::Connect => "connect",
+            ProbeResult::Local => "local",
             ProbeResult::Tls => "tls",
             ProbeResult::Closed => "closed",
             ProbeResult::BadResponse => "bad_response",
@@ -261,21 +267,33 @@ impl fmt::Display for ProbeResult {
 /// here each is some other connect failure.
 fn connect_failure(error: ConnectError) -> Failure {
     let result = match error.reason {
+        _ if error.local => ProbeResult::Local,
         Reason::ConnectTimeout => ProbeResult::Timeout,
         Reason::ConnectRefused => ProbeResult::Refused,
         Reason::UpstreamTlsUnknownCa
         | Reason::UpstreamTlsExpired
         | Reason::UpstreamTlsNameMismatch
+        | Reason::UpstreamTlsRevoked
+        | Reason::UpstreamTlsClientCertificate
         | Reason::UpstreamTlsHandshake => ProbeResult::Tls,
         _ => ProbeResult::Connect,
     };
-    (result, error.detail)
+    match result {
+        // The same code as in the answer that a request would get.
+        ProbeResult::Tls => (result, format!("{}: {}", error.reason.code(), error.detail)),
+        _ => (result, error.detail),
+    }
 }
 
 fn response_failure(error: ProbeError) -> Failure {
     match error {
         ProbeError::Request(error) => (ProbeResult::BadResponse, format!("the check can't be sent: {error}")),
-        ProbeError::Closed(detail) => (ProbeResult::Closed, format!("the backend closed early: {detail}")),
+        ProbeError::Closed(error) => match tls::refusal(&*error) {
+            Some(HandshakeError { reason, detail }) => {
+                (ProbeResult::Tls, format!("{}: {detail}", reason.code()))
+            }
+            None => (ProbeResult::Closed, format!("the backend closed early: {error}")),
+        },
         ProbeError::Invalid(detail) => {
             (ProbeResult::BadResponse, format!("the response is not valid HTTP: {detail}"))
         }

@@ -3,14 +3,16 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
-use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+use rustls::{RootCertStore, ServerConfig, pki_types::PrivateKeyDer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket},
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::{Backend, Check, Cluster, ClusterTls, Health, HttpCheck, Policy, Protocol, TrustedCa};
+use crate::config::{
+    Backend, Check, Cluster, ClusterTls, Health, HttpCheck, Policy, Protocol, TlsVersion, TrustedCa,
+};
 
 /// A cluster without TLS and health checks.
 pub(super) fn cluster_config(addresses: &[&str]) -> Cluster {
@@ -71,8 +73,17 @@ impl Authority {
 
     /// Cluster settings that trust this CA.
     pub(super) fn tls(&self) -> ClusterTls {
-        let certificates = Arc::from([self.0.der().clone()]);
-        ClusterTls { ca: TrustedCa::File("ca.crt".into(), certificates), server_name: None, verify: true }
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).expect("a CA");
+        ClusterTls {
+            ca: TrustedCa::File("ca.crt".into(), Arc::new(roots)),
+            server_name: None,
+            names: Vec::new(),
+            certificate: None,
+            crl: None,
+            minimum_version: TlsVersion::Tls12,
+            verify: true,
+        }
     }
 
     /// What a backend with a certificate for `name` accepts with; expired if `last_year` is over.

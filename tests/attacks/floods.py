@@ -1,5 +1,6 @@
 """Floods over HTTP/2: each must end in GOAWAY or a closed connection within two seconds."""
 import struct
+import time
 
 from hpack import Encoder
 from wire import (
@@ -13,6 +14,13 @@ BURST = 200
 
 def _flood(speak, *opening: bytes, also: bytes = b""):
     def run(target, count):
+        """Waves of connections, one after the other for as long as the target says; one where it says nothing."""
+        end, connections = time.monotonic() + target.sustain, []
+        while not connections or time.monotonic() < end:
+            connections += wave(target, count)
+        return connections
+
+    def wave(target, count):
         connections = [connect_h2(target.https, *opening) for _ in range(count)]
         for connection in connections:
             connection.pending += also

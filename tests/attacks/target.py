@@ -130,6 +130,9 @@ class MemoryLimit:
 class Target(Portcullis):
     """Portcullis with two workers and short deadlines, under a memory limit."""
 
+    # For how many seconds floods go on with new connections.
+    sustain = 0.0
+
     def __init__(self, directory: Path, certs: Path, backends: tuple, limit: MemoryLimit, files: int):
         self.limit, self.files = limit, files
         settings = 'retries = 0\nhealth = false'

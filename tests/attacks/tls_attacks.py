@@ -77,18 +77,18 @@ def renegotiation(target, count):
     for _ in range(count):
         connection = Connection(None)
         client = subprocess.Popen(
-            ["openssl", "s_client", "-connect", f"127.0.0.1:{target.https}", "-tls1_2", "-quiet", "-no_ign_eof",
-             "-legacy_renegotiation"],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(0.2)
-        try:
-            client.stdin.write(b"R\n")
-            client.stdin.flush()
-            client.wait(5)
-            connection.end("closed")
-        except subprocess.TimeoutExpired:
-            client.kill()
-            client.wait()
+            ["stdbuf", "-oL", "openssl", "s_client", "-connect", f"127.0.0.1:{target.https}", "-tls1_2", "-msg",
+             "-no_ign_eof", "-legacy_renegotiation"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        time.sleep(0.3)
+        client.stdin.write(b"R\n")
+        client.stdin.flush()
+        time.sleep(0.5)
+        client.kill()
+        output = client.communicate()[0]
+        if b"RENEGOTIATING" not in output or output.count(b"ServerHello\n") != 1:
+            raise RuntimeError("renegotiated, or not even asked to")
+        connection.end("refused")
         connections.append(connection)
     return connections
 

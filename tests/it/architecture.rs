@@ -13,28 +13,29 @@ use std::{
 const FILE_LINES: usize = 500;
 
 /// The modules and which of the others each may use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("error", &[]),
     ("config", &["error"]),
     ("observe", &["error", "config"]),
     ("firewall", &["error", "config"]),
     ("http", &["error", "config", "observe"]),
-    ("upstream", &["error", "config", "observe", "http"]),
+    ("pki", &["config"]),
+    ("upstream", &["error", "config", "observe", "http", "pki"]),
     ("proxy", &["error", "config", "observe", "firewall", "http", "upstream"]),
     ("downstream", &["error", "config", "observe", "firewall", "http", "upstream", "proxy"]),
     ("admin", &["error", "config", "observe", "firewall", "http", "upstream"]),
     ("app", &["error", "config", "observe", "firewall", "http", "upstream", "proxy", "downstream", "admin"]),
     ("demo", &["config", "http"]),
-    ("cli", &["config", "observe", "firewall", "app", "demo"]),
+    ("cli", &["config", "observe", "firewall", "pki", "app", "demo"]),
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
 const HOMES: [(&str, &[&str]); 37] = [
-    ("arc_swap", &["downstream/tls/", "firewall/mod.rs", "upstream/cluster.rs"]),
-    // As the provider of rustls; what else of it is used stands in the first.
-    ("aws_lc_rs", &["downstream/tls/", "config/pem.rs", "upstream/tls.rs"]),
+    ("arc_swap", &["downstream/tls/", "firewall/mod.rs", "upstream/cluster.rs", "upstream/tls/"]),
+    // As the provider of rustls, mostly.
+    ("aws_lc_rs", &["config/client_auth.rs", "config/pem.rs", "downstream/tls/", "pki/", "upstream/tls/"]),
     ("bytes", &["http/"]),
-    ("clap", &["cli.rs"]),
+    ("clap", &["cli.rs", "cli/"]),
     ("fastrand", &["app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
     ("foldhash", &["proxy/policies.rs", "proxy/route.rs"]),
     ("futures_util", &["downstream/h2.rs"]),
@@ -45,28 +46,34 @@ const HOMES: [(&str, &[&str]); 37] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
-    ("ipnet", &["cli.rs", "config/", "firewall/export.rs", "proxy/client.rs", "proxy/forwarded.rs"]),
+    (
+        "ipnet",
+        &["cli.rs", "config/", "firewall/export.rs", "pki/names.rs", "proxy/client.rs", "proxy/forwarded.rs"],
+    ),
     ("itoa", &["http/", "observe/"]),
     ("landlock", &["app/sandbox.rs"]),
     ("memchr", &["http/", "observe/", "proxy/", "upstream/"]),
     ("mimalloc", &["main.rs"]),
-    ("nix", &["app/"]),
+    ("nix", &["app/", "cli/pki.rs"]),
     ("prometheus", &["observe/metrics/"]),
-    ("rcgen", &["demo.rs"]),
+    ("rcgen", &["demo.rs", "pki/"]),
     // The types of certificates and keys are in the resolved configuration.
     (
         "rustls",
         &[
+            "config/client_auth.rs",
+            "config/cluster_tls.rs",
             "config/doubts.rs",
             "config/mod.rs",
             "config/pem.rs",
             "config/tls.rs",
             "downstream/tls/",
             "http/tls_stream.rs",
-            "upstream/tls.rs",
+            "pki/",
+            "upstream/tls/",
         ],
     ),
-    ("rustls_native_certs", &["upstream/tls.rs"]),
+    ("rustls_native_certs", &["upstream/tls/mod.rs"]),
     ("rustls_pemfile", &["config/pem.rs"]),
     ("seccompiler", &["app/sandbox/calls.rs"]),
     ("serde", &["admin/", "config/"]),
@@ -75,11 +82,20 @@ const HOMES: [(&str, &[&str]); 37] = [
     ("subtle", &["admin/mod.rs"]),
     ("tokio", &[]),
     // Towards backends only.
-    ("tokio_rustls", &["http/transport.rs", "upstream/tls.rs"]),
+    ("tokio_rustls", &["http/transport.rs", "upstream/tls/mod.rs"]),
     ("toml", &["config/"]),
     ("tracing", &[]),
     ("tracing_subscriber", &["observe/program_log.rs"]),
-    ("x509_parser", &["config/doubts.rs", "config/pem.rs", "downstream/tls/identity.rs"]),
+    (
+        "x509_parser",
+        &[
+            "config/doubts.rs",
+            "config/pem.rs",
+            "downstream/tls/identity.rs",
+            "pki/",
+            "upstream/tls/verify.rs",
+        ],
+    ),
     ("portcullis", &["main.rs"]),
 ];
 

@@ -25,8 +25,8 @@ fn loads(engine: &Engine, result: &str) -> u64 {
 
 fn replace(engine: &Engine, leaf: &Leaf) {
     // While they do not fit together, nothing is loaded.
-    engine.replace_file("0.crt", &leaf.chain);
-    engine.replace_file("0.key", &leaf.key);
+    engine.write("0.crt", &leaf.chain);
+    engine.write("0.key", &leaf.key);
 }
 
 #[test]
@@ -70,8 +70,10 @@ fn what_can_not_be_served_changes_nothing_and_is_counted_once() {
     .into_iter()
     .enumerate()
     {
-        engine.replace_file("0.crt", chain);
-        key.into_iter().for_each(|key| engine.replace_file("0.key", key));
+        engine.write("0.crt", chain);
+        if let Some(key) = key {
+            engine.write("0.key", key);
+        }
         engine.until(what, |_| loads(&engine, "failed") == count as u64 + 1);
         assert_eq!(shown(&engine, "localhost"), *old.der, "{what}");
     }

@@ -1,12 +1,15 @@
 //! The limits of a listener on sizes and numbers: just under, at, and just over, on both versions.
 
+use std::{net::TcpStream, sync::Arc, thread};
+
 use http::{HeaderName, HeaderValue};
 
 use crate::support::{
     backend::Backend,
-    client::{Client, Response},
+    client::{Client, Response, tls_config},
     engine::{Engine, Setup},
     h2::{H2, Reply, block_on, request},
+    raw_h2::{DATA, END_STREAM, Fate, RawH2},
 };
 
 /// A GET whose head has exactly so many bytes.
@@ -259,4 +262,78 @@ fn h2_streams() {
         assert_eq!(client.sender.current_max_send_streams(), 2);
         drop(first);
     });
+}
+
+/// The fields of a request for `/`.
+const fn head(method: &'static str) -> [(&'static str, &'static str); 4] {
+    [(":method", method), (":scheme", "https"), (":authority", "site.example"), (":path", "/")]
+}
+
+const FLOW_CONTROL_ERROR: u32 = 3;
+const REFUSED_STREAM: u32 = 7;
+
+#[test]
+fn a_stream_over_the_limit_is_refused_and_those_under_it_go_on() {
+    let backend = Backend::silent();
+    let engine = Setup::new(&[backend.address]).limits("h2_streams = 2").drain_timeout("100ms").start();
+    let mut client = RawH2::connect(engine.tls);
+    for stream in [1, 3, 5] {
+        client.headers(stream, true, &head("GET"));
+    }
+    assert_eq!(client.fate(5), Fate::Reset(REFUSED_STREAM));
+    engine.until("the others", |metrics| metrics.sum("portcullis_requests_in_flight", &[]) == 2);
+}
+
+#[test]
+fn h2_stream_window() {
+    let backend = Backend::saying("ok");
+    let engine = Setup::new(&[backend.address]).limits("h2_stream_window = \"1KiB\"").start();
+    for (length, passes) in [(1023, true), (1024, true), (1025, false)] {
+        let mut client = RawH2::connect(engine.tls);
+        client.headers(1, false, &head("POST"));
+        client.send(DATA, END_STREAM, 1, &vec![b'b'; length]);
+        let fate = client.fate(1);
+        if passes {
+            assert_eq!(fate, Fate::Answered(0x88), "{length}");
+        } else {
+            assert!(
+                fate == Fate::Reset(FLOW_CONTROL_ERROR) || fate == Fate::Ended(FLOW_CONTROL_ERROR),
+                "{length}: {fate:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn concurrent_handshakes() {
+    let backend = Backend::saying("ok");
+    let engine = Setup::new(&[backend.address])
+        .limits("concurrent_handshakes = 2\nhandshake_timeout = \"1m\"")
+        .start();
+    // Says nothing, and so is in its handshake.
+    let idle = || TcpStream::connect(engine.tls).unwrap();
+    let until_open = |count| {
+        engine.until("open connections", |metrics| {
+            metrics.sum("portcullis_downstream_connections", &[("listener", "tls")]) == count
+        });
+    };
+    let first = idle();
+    until_open(1);
+    assert_eq!(Client::tls(engine.tls).get("/").status, 200, "one place is free");
+    until_open(1);
+    let _second = idle();
+    until_open(2);
+    let address = engine.tls;
+    let waiting = thread::spawn(move || {
+        let config = Arc::new(tls_config(&["http/1.1"], rustls::ALL_VERSIONS));
+        Client::handshake(address, "site.example", config).unwrap().get("/").status
+    });
+    until_open(3);
+    let handshakes = |metrics: &crate::support::engine::Metrics| {
+        metrics.sum("portcullis_tls_handshakes_total", &[("result", "ok")])
+    };
+    assert_eq!(handshakes(&engine.metrics()), 1, "no place is free");
+    drop(first);
+    assert_eq!(waiting.join().unwrap(), 200, "one is");
+    assert_eq!(handshakes(&engine.metrics()), 2);
 }

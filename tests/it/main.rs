@@ -7,6 +7,7 @@
 mod support;
 
 mod architecture;
+mod backend_tls;
 mod balancing;
 mod bodies;
 mod certificates;
@@ -20,6 +21,8 @@ mod hsts;
 mod life;
 mod limits;
 mod observe;
+mod overload;
+mod pki;
 mod proxy_protocol;
 mod retries;
 mod secrets;

@@ -235,7 +235,7 @@ fn does_not_reuse_a_connection_whose_request_was_answered_early() {
     });
     let engine = Engine::new(backend.address);
     let mut client = Client::plain(engine.plain);
-    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf");
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 20000\r\n\r\nhalf");
     assert_eq!(client.response("POST").text(), "early");
     drop(client);
     backend.until_closed(1);

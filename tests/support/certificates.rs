@@ -1,10 +1,13 @@
 //! Throw-away certificates.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{
+    Arc, LazyLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
-    KeyUsagePurpose, RevokedCertParams, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
+    KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -13,6 +16,9 @@ use rustls::{
 
 /// The CA that clients of the tests trust.
 pub static TRUSTED: LazyLock<Authority> = LazyLock::new(Authority::new);
+
+/// Of the next certificate; begins with a byte that is not zero.
+static SERIAL: AtomicU64 = AtomicU64::new(1 << 56);
 
 /// A CA of its own.
 #[derive(Debug)]
@@ -29,14 +35,17 @@ pub struct Leaf {
     pub key: String,
     pub der: CertificateDer<'static>,
     key_der: Vec<u8>,
+    serial: Vec<u8>,
 }
 
 impl Authority {
     pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        // Two of one name would be taken for each other.
+        let number = SERIAL.fetch_add(1, Ordering::Relaxed);
+        ca.distinguished_name.push(DnType::CommonName, format!("tests' CA {number:x}"));
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let signed = ca.self_signed(&key).unwrap();
         Authority { pem: signed.pem(), der: signed.der().clone(), issuer: Issuer::new(ca, key) }
     }
@@ -47,44 +56,44 @@ impl Authority {
 
     /// A certificate that ends with a year.
     pub fn issue_until(&self, names: &[&str], year: i32) -> Leaf {
-        self.sign(names, year, None)
+        let params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        let names = params.unwrap().subject_alt_names;
+        self.issue_with(year, |leaf| leaf.subject_alt_names = names)
     }
 
-    fn sign(&self, names: &[&str], year: i32, serial: Option<u64>) -> Leaf {
+    /// The same with whatever else is set.
+    pub fn issue_with(&self, year: i32, set: impl FnOnce(&mut CertificateParams)) -> Leaf {
         let key = KeyPair::generate().unwrap();
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut leaf = CertificateParams::new(names).unwrap();
+        let mut leaf = CertificateParams::default();
+        set(&mut leaf);
         leaf.not_before = date_time_ymd(2010, 1, 1);
         leaf.not_after = date_time_ymd(year, 1, 1);
-        leaf.serial_number = serial.map(Into::into);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed).to_be_bytes().to_vec();
+        leaf.serial_number = Some(SerialNumber::from_slice(&serial));
         let signed = leaf.signed_by(&key, &self.issuer).unwrap();
         Leaf {
             chain: signed.pem(),
             key: key.serialize_pem(),
             der: signed.der().clone(),
             key_der: key.serialize_der(),
+            serial,
         }
     }
 
-    /// A client's certificate with a serial number.
-    pub fn issue_numbered(&self, name: &str, serial: u64) -> Leaf {
-        self.sign(&[name], 2090, Some(serial))
-    }
-
-    /// A list, in PEM, that revokes these serial numbers.
-    pub fn revoking(&self, serials: &[u64]) -> String {
-        let revoked = |serial: &u64| RevokedCertParams {
-            serial_number: (*serial).into(),
+    /// A list of revoked certificates, in PEM.
+    pub fn revoke(&self, leaves: &[&Leaf]) -> String {
+        let revoked = leaves.iter().map(|leaf| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&leaf.serial),
             revocation_time: date_time_ymd(2020, 1, 1),
             reason_code: None,
             invalidity_date: None,
-        };
+        });
         let list = CertificateRevocationListParams {
             this_update: date_time_ymd(2020, 1, 1),
-            next_update: date_time_ymd(2090, 1, 1),
-            crl_number: 1_u64.into(),
+            next_update: date_time_ymd(2021, 1, 1),
+            crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
-            revoked_certs: serials.iter().map(revoked).collect(),
+            revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
         list.signed_by(&self.issuer).unwrap().pem().unwrap()

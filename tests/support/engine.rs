@@ -228,16 +228,15 @@ impl Engine {
         Setup::new(&[backend]).start()
     }
 
-    /// Replaces a file beside the configuration, at once.
-    pub fn replace_file(&self, name: &str, content: &str) {
-        let next = self.folder.path().join(".next");
-        fs::write(&next, content).unwrap();
-        fs::set_permissions(&next, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::rename(next, self.folder.path().join(name)).unwrap();
-    }
-
     pub fn log_file(&self) -> PathBuf {
         self.folder.path().join("access.log")
+    }
+
+    /// Replaces a file beside the configuration, whole.
+    pub fn write(&self, name: &str, content: &str) {
+        let (path, fresh) = (self.folder.path().join(name), self.folder.path().join("fresh"));
+        fs::write(&fresh, content).unwrap();
+        fs::rename(fresh, path).unwrap();
     }
 
     /// Status and body of an admin page.

@@ -15,7 +15,7 @@ use x509_parser::{
     x509::{AttributeTypeAndValue, X509Name},
 };
 
-use crate::{config::ClientIdentity, proxy::worker::ClientCertificate};
+use crate::{config::ClientIdentity, proxy::policies::ClientCertificate};
 
 /// What backends are told of a client's chain, which was verified; leaf first, empty where it has none.
 pub(super) fn of(chain: &[CertificateDer<'_>], forward: ClientIdentity) -> ClientCertificate {

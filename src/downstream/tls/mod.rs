@@ -4,8 +4,9 @@ mod certificates;
 mod failure;
 pub mod hello;
 mod identity;
+mod tickets;
 
-use std::{cell::RefCell, future::poll_fn, io, sync::Arc};
+use std::{cell::RefCell, future::poll_fn, io, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 pub use rustls::Error as SetupError;
@@ -16,10 +17,11 @@ use rustls::{
 };
 use tokio::net::TcpStream;
 
-use self::{certificates::Challenges, failure::PlainHttp};
+use self::{certificates::Challenges, failure::PlainHttp, tickets::Ticketer};
 pub use self::{
     certificates::{CertificateStore, Served, Slot},
     failure::failure,
+    tickets::TicketKeys,
 };
 use crate::{
     config::{ClientAuth, ListenerTls, TlsVersion},
@@ -34,6 +36,7 @@ pub struct Acceptor(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     certificates: Arc<CertificateStore>,
+    tickets: Arc<TicketKeys>,
     minimum_version: TlsVersion,
     policies: ClientPolicies,
     /// By index of the policy.
@@ -90,6 +93,11 @@ impl Acceptor {
     /// The certificates of the listener, to be exchanged while it serves.
     pub fn certificates(&self) -> &Arc<CertificateStore> {
         &self.0.certificates
+    }
+
+    /// What its tickets are sealed with.
+    pub fn tickets(&self) -> &Arc<TicketKeys> {
+        &self.0.tickets
     }
 
     /// The policies of the listener whose clients are asked for certificates, with their index.
@@ -164,10 +172,13 @@ thread_local! {
 /// A key of a kind that the TLS library does not support.
 pub fn acceptor(tls: &ListenerTls) -> Result<Acceptor, Error> {
     let certificates = Arc::new(CertificateStore::new(tls)?);
+    let secrets = tls.ticket_keys.as_ref().map_or(&[][..], |file| &file.secrets);
+    let tickets = TicketKeys::new(secrets, Instant::now()).map_err(|_| Error::FailedToGetRandomBytes)?;
+    let tickets = Arc::new(tickets);
     let policies = ClientPolicies::new(tls);
     let settings = policies.distinct().iter().map(|auth| {
         // Who must show a certificate shows it each time.
-        let ticketer = if auth.is_some() { None } else { Some(aws_lc_rs::Ticketer::new()?) };
+        let ticketer = auth.is_none().then(|| ticketer(&tickets, tls.minimum_version));
         let settings = Settings::new(tls.minimum_version, &certificates, auth.clone(), ticketer.as_ref())?;
         Ok(ArcSwap::from_pointee(settings))
     });
@@ -177,11 +188,21 @@ pub fn acceptor(tls: &ListenerTls) -> Result<Acceptor, Error> {
     challenge.alpn_protocols = vec![ACME_TLS.to_vec()];
     Ok(Acceptor(Arc::new(Shared {
         certificates,
+        tickets,
         minimum_version: tls.minimum_version,
         policies,
         settings,
         challenge: Arc::new(challenge),
     })))
+}
+
+/// Tickets of clients that were asked for no certificate: under any other policy they do not open.
+fn ticketer(keys: &Arc<TicketKeys>, minimum_version: TlsVersion) -> Arc<dyn ProducesTickets> {
+    let bound_to: &[u8] = match minimum_version {
+        TlsVersion::Tls12 => b"no client certificate, TLS 1.2",
+        TlsVersion::Tls13 => b"no client certificate, TLS 1.3",
+    };
+    Arc::new(Ticketer { keys: keys.clone(), bound_to })
 }
 
 impl Settings {

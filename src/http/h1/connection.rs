@@ -85,6 +85,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Why the TLS session with the backend has failed, if it has.
+    pub fn session_error(&mut self) -> Option<io::Error> {
+        self.transport.session_error()
+    }
+
     pub fn new(transport: Transport) -> Self {
         Connection {
             transport,
@@ -156,6 +161,21 @@ impl Connection {
             return Poll::Pending;
         }
         self.input.poll_read(&mut self.transport, cx)
+    }
+
+    /// Reads until so many bytes are there, whatever they mean.
+    pub(super) fn poll_available(
+        &mut self,
+        cx: &mut Context<'_>,
+        count: usize,
+    ) -> Poll<Result<(), BodyError>> {
+        while self.input.data().len() < count {
+            match ready!(self.poll_input(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(BodyError::Closed)),
+                Ok(_) => {}
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Takes a parsed head off the input and expects the body that `decoder` describes.

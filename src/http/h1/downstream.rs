@@ -17,7 +17,7 @@ use super::{
 use crate::{
     error::Reason,
     http::{
-        exchange::Downstream,
+        exchange::{BodyError, Downstream},
         fields::FieldId,
         message::{BodyLength, RequestHead, ResponseHead, Version},
     },
@@ -113,6 +113,14 @@ impl Connection {
 }
 
 impl Downstream for Connection {
+    fn poll_hold(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), BodyError>> {
+        self.poll_available(cx, count)
+    }
+
+    fn held(&self) -> usize {
+        self.input.data().len()
+    }
+
     fn send_interim(&mut self, head: &ResponseHead) -> io::Result<()> {
         if self.reply_to.version == Version::Http11 {
             self.write_head(head);

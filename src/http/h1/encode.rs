@@ -29,16 +29,6 @@ pub fn write_status_line(out: &mut Vec<u8>, status: StatusCode) {
     out.extend_from_slice(CRLF);
 }
 
-pub fn write_host(out: &mut Vec<u8>, host: &str, port: Option<u16>) {
-    out.extend_from_slice(b"host: ");
-    out.extend_from_slice(host.as_bytes());
-    if let Some(port) = port {
-        out.push(b':');
-        out.extend_from_slice(itoa::Buffer::new().format(port).as_bytes());
-    }
-    out.extend_from_slice(CRLF);
-}
-
 /// Writes one field of our own; the caller vouches that the value holds no CR, LF or NUL.
 pub fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);
@@ -110,8 +100,7 @@ mod tests {
         );
         let unregistered = StatusCode::from_u16(599).unwrap();
         assert_eq!(written(|out| write_status_line(out, unregistered)), "HTTP/1.1 599 \r\n");
-        assert_eq!(written(|out| write_host(out, "[::1]", Some(8443))), "host: [::1]:8443\r\n");
-        assert_eq!(written(|out| write_host(out, "a", None)), "host: a\r\n");
+        assert_eq!(written(|out| write_field(out, "host", b"[::1]:8443")), "host: [::1]:8443\r\n");
         assert_eq!(
             written(|out| write_content_length(out, u64::MAX)),
             "content-length: 18446744073709551615\r\n"

@@ -44,10 +44,11 @@ pub fn find_head_end(buffer: &[u8], scanned: usize) -> HeadEnd {
     {
         start += STRETCH;
     }
-    for at in start..buffer.len() {
-        match &buffer[at..] {
-            [b'\n', b'\n', ..] => return HeadEnd::Complete(at + 2),
-            [b'\n', b'\r', b'\n', ..] => return HeadEnd::Complete(at + 3),
+    while let Some(line) = memchr(b'\n', &buffer[start..]) {
+        start += line + 1;
+        match &buffer[start..] {
+            [b'\n', ..] => return HeadEnd::Complete(start + 1),
+            [b'\r', b'\n', ..] => return HeadEnd::Complete(start + 2),
             _ => {}
         }
     }

@@ -786,7 +786,8 @@ mod tests {
             }
             let mut wire = Vec::new();
             encode::write_request_line(&mut wire, &Method::from_bytes(method.as_bytes()).unwrap(), &target);
-            encode::write_host(&mut wire, &host, port);
+            let authority = port.map_or(host.clone(), |port| format!("{host}:{port}"));
+            encode::write_field(&mut wire, "host", authority.as_bytes());
             encode::write_fields(&mut wire, &sent, |_| true);
             encode::end_head(&mut wire);
             let head = parse(&wire).unwrap();
@@ -812,7 +813,7 @@ mod tests {
             if let Ok(head) = parse(&raw) {
                 let mut wire = Vec::new();
                 encode::write_request_line(&mut wire, &head.method, &head.target);
-                encode::write_host(&mut wire, &head.host, head.port);
+                encode::write_field(&mut wire, "host", head.authority().as_bytes());
                 encode::write_fields(&mut wire, &head.fields, |_| true);
                 encode::end_head(&mut wire);
                 let again = parse(&wire).unwrap();

@@ -1,7 +1,10 @@
 //! Heads between the h2 crate's types and ours.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, HOST},
+};
 
 use crate::{
     error::Reason,
@@ -43,7 +46,7 @@ fn read_target(
     limits: &HeadLimits,
     head: &mut RequestHead,
 ) -> Result<(), Reason> {
-    let mut hosts = headers.get_all(http::header::HOST).iter();
+    let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next().map(HeaderValue::as_bytes);
     if hosts.next().is_some() {
         return Err(Reason::BadRequest);
@@ -69,15 +72,15 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
     if headers.len() > limits.fields {
         return Err(Reason::HeadTooLarge);
     }
-    let crumbs = headers.get_all(http::header::COOKIE);
-    let crumbled = crumbs.iter().nth(1).is_some();
+    let any_repeated = headers.len() > headers.keys_len();
+    let crumbled = any_repeated && headers.get_all(COOKIE).iter().nth(1).is_some();
     for (name, value) in headers {
         let size = name.as_str().len() + value.len();
         bytes += size;
         if size > limits.field_bytes || bytes > limits.head_bytes {
             return Err(Reason::HeadTooLarge);
         }
-        if crumbled && name == http::header::COOKIE {
+        if crumbled && name == COOKIE {
             continue;
         }
         if passes(name.as_str().as_bytes(), value.as_bytes(), limits, head)? {
@@ -86,7 +89,8 @@ fn read_fields(headers: &HeaderMap, limits: &HeadLimits, head: &mut RequestHead)
     }
     if crumbled {
         // Browsers send each cookie as a field of its own; HTTP/1 knows one (RFC 9113 §8.2.3).
-        let cookie = crumbs.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+        let crumbs = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+        let cookie = crumbs.collect::<Vec<_>>().join(&b"; "[..]);
         if cookie.len() > limits.field_bytes {
             return Err(Reason::HeadTooLarge);
         }
@@ -148,27 +152,52 @@ pub fn read_response<B>(response: &Response<B>, ended: bool, head: &mut Response
 pub fn write_response(head: &ResponseHead) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = head.status;
-    *response.headers_mut() = header_map(&head.fields);
-    if let BodyLength::Exact(length) = head.body {
-        response.headers_mut().insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
-    }
+    *response.headers_mut() = match head.body {
+        BodyLength::Exact(length) => map_of(&head.fields, Some(length)),
+        _ => map_of(&head.fields, None),
+    };
     response
 }
 
-/// Fields as a map; all values share one allocation.
-pub fn header_map(fields: &Fields) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(fields.len() + 2);
-    let block = Bytes::copy_from_slice(fields.block());
-    for (name, value) in fields.ranges() {
+/// Trailers for the h2 crate.
+pub fn write_trailers(fields: &Fields) -> HeaderMap {
+    map_of(fields, None)
+}
+
+/// Fields as a map, with this `length` in place of any that they announce; all values share one
+/// allocation.
+fn map_of(fields: &Fields, length: Option<u64>) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(fields.len() + 1);
+    let mut digits = itoa::Buffer::new();
+    let digits = length.map_or("", |length| digits.format(length));
+    let block = Bytes::from([fields.block(), digits.as_bytes()].concat());
+    for (id, name, value) in fields.ranges() {
+        if length.is_some() && id == FieldId::ContentLength {
+            continue;
+        }
+        let name = known_name(id).map_or_else(|| HeaderName::from_bytes(&block[name]), Ok);
         // Both were checked by the codec that read them; should the crates disagree about a byte,
         // the field is dropped rather than the response.
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(&block[name]), HeaderValue::from_maybe_shared(block.slice(value)))
-        {
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(block.slice(value))) {
             map.append(name, value);
         }
     }
+    if length.is_some()
+        && let Ok(value) = HeaderValue::from_maybe_shared(block.slice(fields.block().len()..))
+    {
+        map.append(CONTENT_LENGTH, value);
+    }
     map
+}
+
+/// The name of a field that most responses have, without a look at its letters.
+fn known_name(id: FieldId) -> Option<HeaderName> {
+    match id {
+        FieldId::ContentLength => Some(CONTENT_LENGTH),
+        FieldId::ContentType => Some(CONTENT_TYPE),
+        FieldId::Date => Some(DATE),
+        _ => None,
+    }
 }
 
 /// The trailers that may pass on; the same rules as for HTTP/1.

@@ -28,10 +28,21 @@ pub(super) struct Corked<T>(Rc<RefCell<State<T>>>);
 struct State<T> {
     inner: T,
     waiting: WriteBuffer,
+    reads: Reads,
     /// The last write found no room.
     blocked: bool,
     /// Bytes that went on to `inner`.
     written: u64,
+}
+
+/// Whether the stream below is asked for bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reads {
+    Always,
+    /// Until it has none: the h2 crate reads once more for each request that it hands out.
+    UntilDry,
+    /// Not before the task is polled again, which the stream sees to.
+    Never,
 }
 
 impl<T> Corked<T> {
@@ -39,6 +50,7 @@ impl<T> Corked<T> {
         Corked(Rc::new(RefCell::new(State {
             inner,
             waiting: WriteBuffer::default(),
+            reads: Reads::Always,
             blocked: false,
             written: 0,
         })))
@@ -46,6 +58,16 @@ impl<T> Corked<T> {
 
     pub(super) fn handle(&self) -> Self {
         Corked(self.0.clone())
+    }
+
+    /// The task begins to do all that there is to do: a stream that is found empty stays so until
+    /// `end_pass` or `poll_uncork`. Between them, everything is to be polled for one task.
+    pub(super) fn begin_pass(&self) {
+        self.0.borrow_mut().reads = Reads::UntilDry;
+    }
+
+    pub(super) fn end_pass(&self) {
+        self.0.borrow_mut().reads = Reads::Always;
     }
 
     /// Whether the peer takes no more for now.
@@ -65,9 +87,11 @@ impl<T> Corked<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Corked<T> {
-    /// Lets go of everything that waits.
+    /// Lets go of everything that waits, and ends the pass.
     pub(super) fn poll_uncork(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.borrow_mut().poll_uncork(cx)
+        let mut state = self.0.borrow_mut();
+        state.reads = Reads::Always;
+        state.poll_uncork(cx)
     }
 }
 
@@ -111,8 +135,11 @@ impl<T: AsyncWrite + Unpin> State<T> {
                 return self.note(result);
             }
         }
+        let waiting = self.waiting.bytes_mut();
+        // All at once: growing step by step copies each time, and ends above what is kept for reuse.
+        waiting.reserve_exact(CORKED_BYTES - waiting.len());
         for part in parts {
-            self.waiting.bytes_mut().extend_from_slice(part);
+            waiting.extend_from_slice(part);
         }
         Poll::Ready(Ok(total))
     }
@@ -124,7 +151,15 @@ impl<T: AsyncRead + Unpin> AsyncRead for Corked<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().inner).poll_read(cx, buffer)
+        let mut state = self.0.borrow_mut();
+        if state.reads == Reads::Never {
+            return Poll::Pending;
+        }
+        let result = Pin::new(&mut state.inner).poll_read(cx, buffer);
+        if result.is_pending() && state.reads == Reads::UntilDry {
+            state.reads = Reads::Never;
+        }
+        result
     }
 }
 
@@ -181,6 +216,32 @@ mod tests {
         poll_fn(|cx| handle.poll_uncork(cx)).await.unwrap();
         let count = theirs.read(&mut text).await.unwrap();
         assert_eq!(&text[..count], b"one two");
+    }
+
+    #[tokio::test]
+    async fn asks_an_empty_stream_once_a_pass() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let corked = Corked::new(ours);
+        let mut reader = corked.handle();
+        let mut read = |cx: &mut Context<'_>| {
+            let mut byte = [0];
+            let mut buffer = ReadBuf::new(&mut byte);
+            Pin::new(&mut reader).poll_read(cx, &mut buffer).map(|_| buffer.filled().len())
+        };
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        corked.begin_pass();
+        theirs.write_all(b"ab").await.unwrap();
+        assert_eq!([read(&mut cx), read(&mut cx)], [Poll::Ready(1); 2]);
+        assert_eq!(read(&mut cx), Poll::Pending);
+        theirs.write_all(b"cd").await.unwrap();
+        assert_eq!(read(&mut cx), Poll::Pending);
+        assert!(corked.poll_uncork(&mut cx).is_ready());
+        assert_eq!(read(&mut cx), Poll::Ready(1));
+        corked.begin_pass();
+        assert_eq!([read(&mut cx), read(&mut cx)], [Poll::Ready(1), Poll::Pending]);
+        theirs.write_all(b"e").await.unwrap();
+        corked.end_pass();
+        assert_eq!(read(&mut cx), Poll::Ready(1));
     }
 
     #[tokio::test]

@@ -96,6 +96,12 @@ impl Connection {
         Ok(Connection { inner, cork, head: settings.head, head_deadline, budget, heads, abused: false })
     }
 
+    /// To be called each time that the connection's task is polled, before the next two: what they
+    /// find not to have come is not looked for again until the next time.
+    pub fn begin_pass(&mut self) {
+        self.cork.begin_pass();
+    }
+
     /// The next stream, or `None` when the connection is over, or abused; takes what its streams
     /// have to send and keeps it for `poll_flush`.
     pub fn poll_accept(
@@ -124,8 +130,8 @@ impl Connection {
                 let mut head = new_head();
                 let ended = request.body().is_end_stream();
                 let verdict = convert::read_request(&request, ended, &self.head, &mut head);
-                let claim = self.heads.claim(head.capacity());
-                let stream = Stream::new(request.into_body(), respond, (self.budget.clone(), claim));
+                let claim = self.heads.claim(head.bytes());
+                let stream = Stream::new((request.into_body(), ended), respond, (self.budget.clone(), claim));
                 Poll::Ready(Some(Accepted { head, stream, verdict }))
             }
             Some(Err(error)) => {
@@ -158,6 +164,7 @@ impl Connection {
 
     /// Says why and closes, once the connection is abused.
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cork.end_pass();
         self.inner.poll_closed(cx).map(|_| ())
     }
 
@@ -205,8 +212,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn new(body: RecvStream, respond: SendResponse<Bytes>, (budget, claim): (Budget, Claim)) -> Self {
-        let incoming = Incoming::new(body, Underscores::Drop);
+    fn new(
+        (body, ended): (RecvStream, bool),
+        respond: SendResponse<Bytes>,
+        (budget, claim): (Budget, Claim),
+    ) -> Self {
+        let incoming = Incoming::new(body, ended, Underscores::Drop);
         Stream { incoming, respond, outgoing: None, budget, claim: Some(claim) }
     }
 
@@ -251,6 +262,14 @@ impl Exchange for Stream {
 }
 
 impl Downstream for Stream {
+    fn poll_hold(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), BodyError>> {
+        self.incoming.poll_hold(cx, count)
+    }
+
+    fn held(&self) -> usize {
+        self.incoming.held()
+    }
+
     fn send_interim(&mut self, head: &ResponseHead) -> io::Result<()> {
         self.respond.send_informational(convert::write_response(head)).map_err(io_error)
     }

@@ -21,6 +21,10 @@ use crate::http::{
 pub(super) struct Incoming {
     stream: RecvStream,
     current: Bytes,
+    /// What is held back until the whole of it is here.
+    gathered: Vec<u8>,
+    /// Bytes at the front whose window was given back already.
+    credited: usize,
     trailers: Option<Fields>,
     /// Of trailer names.
     underscores: Underscores,
@@ -29,9 +33,52 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(stream: RecvStream, underscores: Underscores) -> Self {
-        let ended = stream.is_end_stream();
-        Incoming { stream, current: Bytes::new(), trailers: None, underscores, data_ended: ended, ended }
+    /// `ended`: no body follows.
+    pub(super) fn new(stream: RecvStream, ended: bool, underscores: Underscores) -> Self {
+        Incoming {
+            stream,
+            current: Bytes::new(),
+            gathered: Vec::new(),
+            credited: 0,
+            trailers: None,
+            underscores,
+            data_ended: ended,
+            ended,
+        }
+    }
+
+    /// Waits until `count` bytes are here; before anything was consumed.
+    pub(super) fn poll_hold(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), BodyError>> {
+        while self.held() < count && !self.data_ended {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => self.gather(data),
+                Some(Err(error)) => return Poll::Ready(Err(body_error(&error))),
+                None => self.data_ended = true,
+            }
+        }
+        if !self.gathered.is_empty() {
+            self.current = Bytes::from(std::mem::take(&mut self.gathered));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Bytes that are here and were not consumed.
+    pub(super) fn held(&self) -> usize {
+        self.current.len() + self.gathered.len()
+    }
+
+    /// What is held is on no window: streams that wait for their rest would otherwise use up that of
+    /// the connection, and then all of them would wait for each other.
+    fn gather(&mut self, data: Bytes) {
+        self.credited += data.len();
+        // WHY: fails only when the stream is gone, and then there is no window to give back.
+        let _ = self.stream.flow_control().release_capacity(data.len());
+        if self.held() == 0 {
+            self.current = data;
+        } else {
+            self.gathered.extend_from_slice(&std::mem::take(&mut self.current));
+            self.gathered.extend_from_slice(&data);
+        }
     }
 
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<Filled, BodyError>> {
@@ -63,8 +110,10 @@ impl Incoming {
 
     pub(super) fn consume(&mut self, count: usize) {
         self.current.advance(count);
+        let credited = self.credited.min(count);
+        self.credited -= credited;
         // WHY: fails only when the stream is gone, and then there is no window to give back.
-        let _ = self.stream.flow_control().release_capacity(count);
+        let _ = self.stream.flow_control().release_capacity(count - credited);
     }
 
     pub(super) fn ends_with_data(&self) -> bool {
@@ -122,7 +171,7 @@ impl Outgoing {
         }
         self.ended = true;
         match trailers {
-            Some(fields) => self.stream.send_trailers(convert::header_map(fields)),
+            Some(fields) => self.stream.send_trailers(convert::write_trailers(fields)),
             None => self.stream.send_data(Bytes::new(), true),
         }
         .map_err(io_error)

@@ -170,7 +170,7 @@ impl Stream {
     ) -> Result<(), NoResponse> {
         let ended = response.body().is_end_stream();
         convert::read_response(&response, ended, head).ok_or(NoResponse::Malformed)?;
-        self.incoming = Some(Incoming::new(response.into_body(), Underscores::Keep));
+        self.incoming = Some(Incoming::new(response.into_body(), ended, Underscores::Keep));
         Ok(())
     }
 

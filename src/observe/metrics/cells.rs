@@ -113,11 +113,20 @@ fn bounded(code: u16) -> u16 {
 #[repr(align(64))]
 pub struct ClusterCells {
     pub(super) retries: Counter,
+    pub(super) plaintext: Setting,
+    pub(super) unverified: Setting,
 }
 
 impl ClusterCells {
     pub fn retry(&self) {
         self.retries.add(1);
+    }
+
+    /// Whether others on the way can read what the backends are sent, or pretend to be a backend. Of
+    /// all writers only one may set it; both are shown from the first call on.
+    pub fn set_exposed(&self, plaintext: bool, unverified: bool) {
+        self.plaintext.set(u32::from(plaintext));
+        self.unverified.set(u32::from(unverified));
     }
 }
 

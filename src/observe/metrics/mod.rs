@@ -18,6 +18,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use prometheus::process_collector::ProcessCollector;
@@ -39,6 +40,8 @@ pub struct Metrics {
     backends: Series<BackendCells, 2>,
     /// For each writer.
     errors: Vec<OwnLine<ReasonCounts>>,
+    /// For each writer, how late it was last, in microseconds.
+    delays: Vec<OwnLine<AtomicU64>>,
     // Rare enough for a locked addition, and counted by threads that have no shard.
     log_lines_lost: AtomicU64,
     panics: AtomicU64,
@@ -64,6 +67,7 @@ struct OwnLine<T>(T);
 pub enum TlsFile {
     Certificate,
     ClientAuth,
+    TicketKeys,
 }
 
 impl TlsFile {
@@ -72,6 +76,7 @@ impl TlsFile {
         match self {
             TlsFile::Certificate => "certificate",
             TlsFile::ClientAuth => "client_auth",
+            TlsFile::TicketKeys => "ticket_keys",
         }
     }
 }
@@ -121,6 +126,7 @@ impl Metrics {
             clusters: Series::new(writers),
             backends: Series::new(writers),
             errors: (0..writers).map(|_| OwnLine::default()).collect(),
+            delays: (0..writers).map(|_| OwnLine::default()).collect(),
             log_lines_lost: AtomicU64::new(0),
             panics: AtomicU64::new(0),
             bans: AtomicU64::new(0),
@@ -250,6 +256,12 @@ impl Shard {
         self.metrics.errors[self.writer].0.add(reason);
     }
 
+    /// How late a task of this thread was that was due.
+    pub fn worker_delay(&self, delay: Duration) {
+        let delay = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.metrics.delays[self.writer].0.store(delay, Ordering::Relaxed);
+    }
+
     /// A task that panicked and took nothing but its connection with it.
     pub fn panic(&self) {
         self.metrics.panics.fetch_add(1, Ordering::Relaxed);
@@ -261,7 +273,6 @@ mod tests {
     use std::{
         io::Write,
         process::{Command, Stdio},
-        time::Duration,
     };
 
     use super::*;

@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     sync::{PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 use prometheus::{TextEncoder, core::Collector};
 
 use super::{
     Metrics,
-    cells::{BackendCells, ListenerCells, RouteCells, Timed},
+    cells::{BackendCells, ClusterCells, ListenerCells, RouteCells, Timed},
     histogram::HistogramTotal,
     text::{Labels, Text},
 };
@@ -162,10 +163,39 @@ fn route_families(metrics: &Metrics, out: &mut Text) {
     );
 }
 
+#[derive(Default)]
+struct ClusterTotal {
+    retries: u64,
+    plaintext: Option<u64>,
+    unverified: Option<u64>,
+}
+
+impl ClusterTotal {
+    fn add(&mut self, cell: &ClusterCells) {
+        self.retries += cell.retries.value();
+        self.plaintext = self.plaintext.or(cell.plaintext.value());
+        self.unverified = self.unverified.or(cell.unverified.value());
+    }
+}
+
 fn cluster_families(metrics: &Metrics, out: &mut Text) {
-    let clusters =
-        metrics.clusters.totals(["cluster"], |total: &mut u64, cell| *total += cell.retries.value());
-    out.counters("portcullis_upstream_retries_total", "Attempts after the first of a request.", clusters);
+    let clusters = metrics.clusters.totals(["cluster"], ClusterTotal::add);
+    let each = || clusters.iter().map(|(labels, total)| (labels, total));
+    out.counters(
+        "portcullis_upstream_retries_total",
+        "Attempts after the first of a request.",
+        each().map(|(labels, total)| (labels, total.retries)),
+    );
+    out.gauges(
+        "portcullis_cluster_plaintext",
+        "1 where a backend of another machine is sent clear text.",
+        each().filter_map(|(labels, total)| Some((labels, total.plaintext?))),
+    );
+    out.gauges(
+        "portcullis_cluster_unverified",
+        "1 where TLS does not verify who the backends are.",
+        each().filter_map(|(labels, total)| Some((labels, total.unverified?))),
+    );
 }
 
 #[derive(Default)]
@@ -288,6 +318,12 @@ fn process_families(metrics: &Metrics, out: &mut Text) {
         "portcullis_errors_total",
         "Requests that failed because of a backend or of Portcullis, by reason.",
         errors,
+    );
+    let delay = metrics.delays.iter().map(|delay| delay.0.load(Ordering::Relaxed)).max();
+    out.gauge_seconds(
+        "portcullis_worker_delay_seconds",
+        "How late a task of the most loaded worker was that was due.",
+        Duration::from_micros(delay.unwrap_or_default()),
     );
     out.counters(
         "portcullis_log_lines_lost_total",

@@ -4,7 +4,7 @@
 //! and a line is a few copies; the prometheus crate's encoder, by way of its protocol types, takes
 //! five times as long.
 
-use std::borrow::Borrow;
+use std::{borrow::Borrow, time::Duration};
 
 use super::histogram::HistogramTotal;
 
@@ -73,6 +73,14 @@ impl Text {
         series: impl IntoIterator<Item = (L, V)>,
     ) {
         self.samples(name, help, "gauge", series);
+    }
+
+    /// A duration, of the process as a whole.
+    pub(super) fn gauge_seconds(&mut self, name: &str, help: &str, value: Duration) {
+        self.header(name, help, "gauge");
+        self.name(name, "", "");
+        self.out.push_str(&value.as_secs_f64().to_string());
+        self.out.push('\n');
     }
 
     pub(super) fn counters<L: Borrow<Labels>>(

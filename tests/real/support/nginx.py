@@ -27,7 +27,7 @@ http {{
     keepalive_timeout 75s;
     client_max_body_size 0;
     server {{
-        listen 127.0.0.1:{port} backlog=4096 {listen};
+        listen {host}:{port} backlog=4096 {listen};
         root files;
         {settings}
         location = /healthz {{ access_log off; return 200 "well\\n"; }}
@@ -42,19 +42,21 @@ http {{
 class Nginx:
     """A backend that answers `/name` with its name, `/healthz`, and the files put into `files`.
 
-    `listen` and `settings` are put into its configuration; `/ends` says whom the PROXY protocol named.
+    `listen` and `settings` are put into its configuration, on the loopback address `host`; `/ends` says whom the PROXY protocol named.
     """
 
-    def __init__(self, name: str, directory: Path, listen: str = "", settings: str = ""):
+    def __init__(self, name: str, directory: Path, listen: str = "", settings: str = "",
+                 host: str = "127.0.0.1"):
         self.name = name
         self.port = free_port()
-        self.address = f"127.0.0.1:{self.port}"
+        self.host = host
+        self.address = f"{host}:{self.port}"
         self.directory = directory / f"nginx-{name}"
         self.files = self.directory / "files"
         self.files.mkdir(parents=True)
         # Started as root, its one process runs as root; the files are then readable all the same.
         (self.directory / "nginx.conf").write_text(
-            _CONFIG.format(port=self.port, name=name, listen=listen, settings=settings))
+            _CONFIG.format(host=host, port=self.port, name=name, listen=listen, settings=settings))
         self.process = None
         self.start()
 
@@ -62,7 +64,7 @@ class Nginx:
         nginx = shutil.which("nginx", path=_PATH)
         argv = [nginx, "-p", self.directory, "-c", "nginx.conf", "-e", "error.log"]
         self.process = Process(f"nginx-{self.name}", argv, self.directory)
-        wait_until(lambda: accepts(self.port), 5, f"nginx {self.name} accepts")
+        wait_until(lambda: accepts(self.port, host=self.host), 5, f"nginx {self.name} accepts")
 
     def requests(self) -> int:
         """Lines in its access log; probes are not logged."""

@@ -1,24 +1,34 @@
-//! TLS to the backends: what we trust, what we offer, and what went wrong, by reason.
+//! TLS to the backends: what we trust, what we offer, who we are, and what went wrong, by reason.
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+mod failure;
+mod verify;
 
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
 use rustls::{
-    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::{
-        Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{
-        CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
-    },
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    CipherSuite, ClientConfig, RootCertStore, SupportedProtocolVersion,
+    client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::ServerName,
+    version::{TLS12, TLS13},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+pub use self::failure::{HandshakeError, refusal};
+use self::verify::{Unverified, Verifier};
 use crate::{
-    config::{ClusterTls, Protocol, TrustedCa},
+    config::{ClientCertificate, ClusterTls, Protocol, TlsVersion, TrustedCa},
     error::Reason,
+    pki,
 };
 
 /// A connection to a backend after its handshake.
@@ -32,12 +42,13 @@ const SESSIONS: usize = 32;
 pub struct ClusterConnector {
     config: ClientConfig,
     server_name: Option<String>,
+    renew_at: Option<SystemTime>,
 }
 
-/// How to begin TLS with one backend.
-#[derive(Clone)]
+/// How to begin TLS with one backend. What it offers and trusts may be replaced while it is used.
 pub struct Connector {
-    tls: TlsConnector,
+    current: ArcSwap<TlsConnector>,
+    generation: AtomicU32,
     name: ServerName<'static>,
     /// The backend has to agree to HTTP/2 (RFC 9113 §3.2).
     needs_h2: bool,
@@ -48,44 +59,52 @@ pub struct Connector {
 pub enum SetupError {
     /// The system has no certificates to trust, with what the search ran into.
     NoSystemCertificates(String),
-    /// None of the file's certificates can be a trust anchor.
-    NoTrustAnchor(PathBuf),
     /// Neither a DNS name nor an address.
     InvalidName(String),
+    /// The private CA can't certify us.
+    Identity(String),
     /// The library refused the settings.
     Library(String),
 }
 
-/// A handshake that failed; nothing of a request was sent.
-#[derive(Debug)]
-pub struct HandshakeError {
-    /// One of the `upstream_tls_*` reasons.
-    pub reason: Reason,
-    pub detail: String,
-}
-
 impl ClusterConnector {
-    /// Reads the trusted certificates; warns, once for each call, where verification is off.
+    /// Makes what the private CA certifies, reads the system's authorities if no cluster has; warns,
+    /// once for each call, where verification is off.
     pub fn new(cluster: &str, tls: &ClusterTls, protocol: Protocol) -> Result<ClusterConnector, SetupError> {
         let provider = Arc::new(provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| SetupError::Library(error.to_string()))?;
-        let mut config = if tls.verify {
-            builder.with_root_certificates(roots(&tls.ca)?).with_no_client_auth()
-        } else {
+        if !tls.verify {
             tracing::warn!(
                 "cluster {cluster} does not verify its backends' certificates: anyone on the way can read and change \
                  the traffic"
             );
-            let verifier = Unverified { algorithms: provider.signature_verification_algorithms };
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
+        }
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(versions(tls.minimum_version))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier(tls, provider)?);
+        let mut renew_at = None;
+        let mut config = match &tls.certificate {
+            None => builder.with_no_client_auth(),
+            Some(ClientCertificate::Files(own)) => {
+                builder.with_client_auth_cert(own.chain.clone(), own.key.clone_key())?
+            }
+            Some(ClientCertificate::Internal(authority)) => {
+                let own = pki::identity(authority, SystemTime::now())
+                    .map_err(|error| SetupError::Identity(error.to_string()))?;
+                renew_at = Some(own.renew_at);
+                builder.with_client_auth_cert(own.chain, own.key)?
+            }
         };
         config.alpn_protocols = vec![match protocol {
             Protocol::Http1 => b"http/1.1".to_vec(),
             Protocol::H2 => b"h2".to_vec(),
         }];
-        Ok(ClusterConnector { config, server_name: tls.server_name.clone() })
+        Ok(ClusterConnector { config, server_name: tls.server_name.clone(), renew_at })
+    }
+
+    /// When the certificate that the private CA gave us is to be replaced.
+    pub fn renew_at(&self) -> Option<SystemTime> {
+        self.renew_at
     }
 
     /// The connector of one backend, with sessions of its own: another backend could not resume them.
@@ -94,22 +113,43 @@ impl ClusterConnector {
         let bare = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
         let name =
             ServerName::try_from(bare.to_owned()).map_err(|_| SetupError::InvalidName(name.to_owned()))?;
+        let needs_h2 = self.config.alpn_protocols.iter().any(|protocol| protocol == b"h2");
+        let current = ArcSwap::from_pointee(self.for_one_backend());
+        Ok(Connector { current, generation: AtomicU32::new(0), name, needs_h2 })
+    }
+
+    fn for_one_backend(&self) -> TlsConnector {
         let mut config = self.config.clone();
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
-        let needs_h2 = config.alpn_protocols.iter().any(|protocol| protocol == b"h2");
-        Ok(Connector { tls: TlsConnector::from(Arc::new(config)), name, needs_h2 })
+        TlsConnector::from(Arc::new(config))
     }
 }
 
 impl Connector {
     /// Does the handshake; the caller sets the deadline. Dropping the future closes the connection.
     pub async fn handshake(&self, stream: TcpStream) -> Result<TlsStream, HandshakeError> {
-        let stream = self.tls.connect(self.name.clone(), stream).await.map_err(HandshakeError::from)?;
+        let tls = self.current.load_full();
+        let stream = tls.connect(self.name.clone(), stream).await.map_err(HandshakeError::from)?;
         if self.needs_h2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             let detail = "the backend did not agree to HTTP/2 (no ALPN)".to_owned();
             return Err(HandshakeError { reason: Reason::UpstreamTlsHandshake, detail });
         }
         Ok(stream)
+    }
+
+    /// Connections that begin from now on do so by these settings, and resume no earlier session.
+    pub fn replace(&self, cluster: &ClusterConnector) {
+        self.current.store(Arc::new(cluster.for_one_backend()));
+    }
+
+    /// Connections of an earlier generation are not to be used any more.
+    pub fn outdate(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// The number of the settings; of a connection, to be read before it is made.
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
     }
 }
 
@@ -140,55 +180,60 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-fn roots(ca: &TrustedCa) -> Result<RootCertStore, SetupError> {
-    let mut roots = RootCertStore::empty();
-    match ca {
-        TrustedCa::System => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                let problems: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
-                return Err(SetupError::NoSystemCertificates(problems.join("; ")));
-            }
-        }
-        TrustedCa::File(path, certificates) => {
-            roots.add_parsable_certificates(certificates.iter().cloned());
-            if roots.is_empty() {
-                return Err(SetupError::NoTrustAnchor(path.clone()));
-            }
-        }
+fn versions(minimum: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    static SINCE_12: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+    static SINCE_13: [&SupportedProtocolVersion; 1] = [&TLS13];
+    match minimum {
+        TlsVersion::Tls12 => &SINCE_12,
+        TlsVersion::Tls13 => &SINCE_13,
     }
+}
+
+fn verifier(
+    tls: &ClusterTls,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, SetupError> {
+    if !tls.verify {
+        return Ok(Arc::new(Unverified { algorithms: provider.signature_verification_algorithms }));
+    }
+    let roots = match &tls.ca {
+        TrustedCa::System => system_roots()?,
+        TrustedCa::File(_, roots) => roots.clone(),
+    };
+    let mut builder = WebPkiServerVerifier::builder_with_provider(roots, provider);
+    if let Some(crl) = &tls.crl {
+        // A certificate whose authority has no list here is refused: a list of the wrong authority
+        // must not look like one that revokes nothing. Lists that should have been replaced by now
+        // still hold: backends must not all go down with the host that makes lists.
+        builder = builder.with_crls(crl.lists.iter().cloned()).only_check_end_entity_revocation();
+    }
+    let inner = builder.build().map_err(|error| SetupError::Library(error.to_string()))?;
+    Ok(Arc::new(Verifier { inner, names: tls.names.clone() }))
+}
+
+/// The system's authorities, read once for all clusters that are there at the same time: it takes
+/// two milliseconds.
+fn system_roots() -> Result<Arc<RootCertStore>, SetupError> {
+    static KNOWN: Mutex<Weak<RootCertStore>> = Mutex::new(Weak::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(roots) = known.upgrade() {
+        return Ok(roots);
+    }
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let problems: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+        return Err(SetupError::NoSystemCertificates(problems.join("; ")));
+    }
+    let roots = Arc::new(roots);
+    *known = Arc::downgrade(&roots);
     Ok(roots)
 }
 
-impl From<io::Error> for HandshakeError {
-    fn from(error: io::Error) -> HandshakeError {
-        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        let reason = match tls {
-            Some(rustls::Error::InvalidCertificate(problem)) => certificate_reason(problem),
-            Some(_) | None => Reason::UpstreamTlsHandshake,
-        };
-        let detail = match tls {
-            None if error.kind() == io::ErrorKind::UnexpectedEof => {
-                "the backend closed in the handshake".to_owned()
-            }
-            _ => error.to_string(),
-        };
-        HandshakeError { reason, detail }
-    }
-}
-
-/// WHY a wildcard: the library's enum is open, and what is not named here is a failed handshake.
-fn certificate_reason(problem: &CertificateError) -> Reason {
-    use CertificateError as Problem;
-    match problem {
-        Problem::UnknownIssuer | Problem::BadSignature | Problem::Revoked => Reason::UpstreamTlsUnknownCa,
-        Problem::Expired
-        | Problem::ExpiredContext { .. }
-        | Problem::NotValidYet
-        | Problem::NotValidYetContext { .. } => Reason::UpstreamTlsExpired,
-        Problem::NotValidForName | Problem::NotValidForNameContext { .. } => Reason::UpstreamTlsNameMismatch,
-        _ => Reason::UpstreamTlsHandshake,
+impl From<rustls::Error> for SetupError {
+    fn from(error: rustls::Error) -> Self {
+        SetupError::Library(error.to_string())
     }
 }
 
@@ -201,11 +246,11 @@ impl fmt::Display for SetupError {
             SetupError::NoSystemCertificates(problems) => {
                 write!(f, "the system's CA certificates can't be read: {problems}; name a file in tls.ca")
             }
-            SetupError::NoTrustAnchor(path) => {
-                write!(f, "{} holds no certificate that can be trusted as a CA", path.display())
-            }
             SetupError::InvalidName(name) => {
                 write!(f, "\"{name}\" is neither a DNS name nor an address; set tls.server_name")
+            }
+            SetupError::Identity(detail) => {
+                write!(f, "the private CA can't make a certificate for this balancer: {detail}")
             }
             SetupError::Library(detail) => f.write_str(detail),
         }
@@ -213,47 +258,6 @@ impl fmt::Display for SetupError {
 }
 
 impl std::error::Error for SetupError {}
-
-/// Takes any certificate; the peer still has to hold the key that goes with it.
-#[derive(Debug)]
-struct Unverified {
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -382,6 +386,28 @@ mod tests {
     }
 
     #[test]
+    fn the_systems_authorities_are_read_once_for_all_clusters() {
+        // Where there are none, there is nothing to share.
+        let Ok(one) = system_roots() else { return };
+        assert!(Arc::ptr_eq(&one, &system_roots().expect("they were there")));
+    }
+
+    #[tokio::test]
+    async fn settings_that_are_replaced_resume_no_session() {
+        let authority = Authority::new();
+        let address = tls_backend(authority.acceptor("a.test", 2100, &[])).await;
+        let cluster = ClusterConnector::new("web", &authority.tls(), Protocol::Http1).expect("good settings");
+        let connector = cluster.backend("a.test").expect("a name");
+        for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            let stream = try_handshake(&connector, address).await.expect("verified");
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(expected));
+        }
+        connector.replace(&cluster);
+        let stream = try_handshake(&connector, address).await.expect("verified");
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    }
+
+    #[test]
     fn settings_that_can_not_work_are_errors() {
         let tls = Authority::new().tls();
         let cluster = ClusterConnector::new("web", &tls, Protocol::Http1).expect("good settings");
@@ -390,8 +416,5 @@ mod tests {
             error.to_string(),
             "\"no name\" is neither a DNS name nor an address; set tls.server_name"
         );
-        let empty = ClusterTls { ca: TrustedCa::File("ca.crt".into(), Arc::from([])), ..tls };
-        let error = ClusterConnector::new("web", &empty, Protocol::Http1).expect_err("nothing to trust");
-        assert_eq!(error.to_string(), "ca.crt holds no certificate that can be trusted as a CA");
     }
 }
