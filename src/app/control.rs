@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -16,7 +16,8 @@ use tokio::{
 use super::{
     Phase, backend_tls,
     bind::{AdminDoor, SocketFile},
-    lists,
+    certificates::Stores,
+    follow, lists,
 };
 use crate::{
     admin::Admin,
@@ -36,6 +37,7 @@ const CUT: Duration = Duration::from_secs(1);
 pub(super) struct Control<'c> {
     pub(super) admin: Arc<Admin>,
     pub(super) admin_door: Option<AdminDoor>,
+    pub(super) certificates: Stores,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) log: &'c AccessLog,
     pub(super) stopper: Stopper,
@@ -82,6 +84,10 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
     }
     tasks.spawn(backend_tls::keep(control.admin.clusters.clone()));
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
+    let certificates = control.certificates;
+    let followers = certificates.followers(&control.admin.config);
+    let roll_tickets = move || certificates.roll_tickets(Instant::now());
+    tasks.spawn(follow::keep(followers, control.admin.metrics.clone(), roll_tickets));
     tokio::select! {
         () = signals.end(control.log) => {}
         () = control.stopper.0.notified() => {}

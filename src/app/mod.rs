@@ -5,8 +5,10 @@
 
 mod backend_tls;
 mod bind;
+mod certificates;
 mod control;
 mod files;
+mod follow;
 mod lists;
 mod privileges;
 mod sandbox;
@@ -27,7 +29,7 @@ use crate::{
     config::Config,
     downstream::tls,
     firewall::Firewall,
-    observe::{AccessLog, CertificateExpiry, Metrics, Shard},
+    observe::{AccessLog, Metrics, Shard},
     upstream::cluster::Cluster,
 };
 
@@ -58,6 +60,7 @@ pub struct App {
     admin: Arc<Admin>,
     admin_door: Option<bind::AdminDoor>,
     workers: Vec<worker::Plan>,
+    certificates: certificates::Stores,
     log: AccessLog,
     phase: watch::Sender<Phase>,
     stopper: Stopper,
@@ -84,7 +87,9 @@ impl App {
         sandbox::enter(&config);
         let metrics = Metrics::new(config.workers + 1);
         let log = AccessLog::start(&config.log, &metrics).map_err(StartError::AccessLog)?;
-        announce(&config, &clusters, &metrics, &metrics.shard(config.workers));
+        announce(&clusters, &metrics.shard(config.workers));
+        let certificates = certificates::Stores::new(&config, &acceptors, &metrics);
+        certificates.announce();
         let phase = watch::Sender::new(Phase::Serve);
         let admissions = worker::admissions(&config, nofile);
         let places = worker::places(&config, nofile);
@@ -114,7 +119,7 @@ impl App {
             .collect();
         let admin = Admin { config, firewall, clusters, metrics, draining: AtomicBool::new(false) };
         let (admin, admin_door) = (Arc::new(admin), admin_tcp.or(admin_unix));
-        Ok(App { admin, admin_door, workers, log, phase, stopper: Stopper::default() })
+        Ok(App { admin, admin_door, workers, certificates, log, phase, stopper: Stopper::default() })
     }
 
     /// What will be served, with the ports that the kernel chose where 0 was configured.
@@ -141,6 +146,7 @@ impl App {
         let control = control::Control {
             admin: self.admin.clone(),
             admin_door: self.admin_door,
+            certificates: self.certificates,
             phase: self.phase,
             log: &self.log,
             stopper: self.stopper,
@@ -177,7 +183,7 @@ fn acceptors(config: &Config) -> Result<Vec<Option<tls::Acceptor>>, StartError> 
 }
 
 /// Fills in the metrics that are there from the start.
-fn announce(config: &Config, clusters: &[Arc<Cluster>], metrics: &Metrics, shard: &Shard) {
+fn announce(clusters: &[Arc<Cluster>], shard: &Shard) {
     for cluster in clusters {
         let unverified = cluster.config.tls.as_ref().is_some_and(|tls| !tls.verify);
         shard.cluster(cluster.name()).set_exposed(cluster.config.is_plaintext(), unverified);
@@ -187,15 +193,6 @@ fn announce(config: &Config, clusters: &[Arc<Cluster>], metrics: &Metrics, shard
             cells.set_weight(backend.weight);
         }
     }
-    let certificates = config.listeners.iter().flat_map(|listener| {
-        listener.tls.iter().flat_map(|tls| &tls.certificates).map(|certificate| CertificateExpiry {
-            listener: listener.name.clone(),
-            name: certificate.names.first().cloned().unwrap_or_default(),
-            serial: certificate.serial.clone(),
-            not_after: certificate.not_after,
-        })
-    });
-    metrics.certificates(certificates.collect());
 }
 
 impl fmt::Display for StartError {

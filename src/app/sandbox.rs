@@ -111,8 +111,16 @@ fn readable(config: &Config) -> Vec<PathBuf> {
 fn files(config: &Config) -> Vec<&Path> {
     let mut files: Vec<&Path> = Vec::new();
     let tls = config.listeners.iter().filter_map(|listener| listener.tls.as_ref());
-    for certificate in tls.flat_map(|tls| &tls.certificates) {
-        files.extend([certificate.chain_file.as_path(), certificate.key_file.as_path()]);
+    for tls in tls {
+        for certificate in &tls.certificates {
+            files.extend([certificate.chain_file.as_path(), certificate.key_file.as_path()]);
+        }
+        files.extend(tls.ticket_keys.as_ref().map(|file| file.path.as_path()));
+        let of_hosts = tls.hosts.iter().filter_map(|host| host.client_auth.as_ref());
+        for auth in tls.client_auth.iter().chain(of_hosts) {
+            files.push(&auth.ca_file);
+            files.extend(auth.crl_file.as_deref());
+        }
     }
     for cluster in &config.clusters {
         files.extend(cluster.tls.iter().flat_map(ClusterTls::files));

@@ -13,10 +13,12 @@ use super::{
     Protocol, ProxyProtocol, Sandbox, TlsVersion,
     addresses::{backend_address, host_match, network, path_prefix, socket_address},
     admin::{self, WrittenAdmin},
+    client_auth::{self, WrittenClientAuth, WrittenHost},
     cluster_tls::{self, WrittenClusterTls},
     diagnostics::{Problem, Span, quote},
     firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
+    hsts,
     identity::{self, IdentityFields},
     limits,
     reader::{At, Table},
@@ -73,6 +75,10 @@ pub(super) struct WrittenTls {
     pub(super) certificates: Vec<CertificateFiles>,
     pub(super) minimum_version: TlsVersion,
     pub(super) strict_sni: bool,
+    pub(super) client_auth: Option<WrittenClientAuth>,
+    pub(super) hosts: Vec<WrittenHost>,
+    pub(super) ticket_keys: Option<At<PathBuf>>,
+    pub(super) hsts: Option<String>,
 }
 
 #[derive(Debug)]
@@ -257,6 +263,10 @@ fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
         certificates: tables.filter_map(certificate_files).collect(),
         minimum_version: At::or(table.optional("minimum_version", choice(&versions)), TlsVersion::Tls12),
         strict_sni: At::or(table.optional("strict_sni", boolean), false),
+        client_auth: client_auth::read(&mut table),
+        hosts: client_auth::read_hosts(&mut table),
+        ticket_keys: table.optional("ticket_keys", file),
+        hsts: hsts::read(&mut table),
     };
     table.finish();
     Some(tls)
@@ -391,7 +401,11 @@ mod tests {
     fn shown_once(keys: BTreeSet<String>) -> BTreeSet<String> {
         let once = |key: String| match key.strip_prefix("listeners[].") {
             Some(rest) if rest.starts_with("limits.") || rest.starts_with("firewall.") => rest.to_owned(),
-            _ => key,
+            // What a host asks for is what a listener does.
+            Some(rest) => {
+                format!("listeners[].{}", rest.replace("tls.hosts[].client_auth", "tls.client_auth"))
+            }
+            None => key,
         };
         keys.into_iter().map(once).collect()
     }

@@ -6,12 +6,13 @@ use std::{
 };
 
 use super::{
-    AdminAddress, Certificate, Listener, ListenerTls,
-    diagnostics::{Problem, quote},
+    AdminAddress, Certificate, Listener, ListenerTls, client_auth,
+    diagnostics::{Problem, Span, quote},
     file::{File, WrittenListener, WrittenTls},
     firewall::Lists,
     pem,
     reader::At,
+    tickets,
 };
 
 /// The listeners' names in their order: as written, or the address.
@@ -23,6 +24,12 @@ pub(super) fn names(listeners: &[WrittenListener]) -> Vec<String> {
         (None, None) => String::new(),
     };
     listeners.iter().map(name).collect()
+}
+
+/// Where the certificate chains of a listener are named.
+pub(super) fn chain_spans(listener: &WrittenListener) -> Vec<Span> {
+    let files = listener.tls.iter().flat_map(|tls| &tls.certificates);
+    files.map(|files| files.chain.span.clone()).collect()
 }
 
 /// Compares the listeners with each other and with the admin address.
@@ -131,8 +138,21 @@ pub(super) fn resolve(
 fn listener_tls(written: &WrittenTls, base: &Path, problems: &mut Vec<Problem>) -> Option<ListenerTls> {
     let certificates: Vec<Option<Certificate>> =
         written.certificates.iter().map(|files| pem::certificate(files, base, problems)).collect();
+    let client_auth = match &written.client_auth {
+        Some(written) => client_auth::resolve(written, base, problems).map(Some),
+        None => Some(None),
+    };
+    let ticket_keys = match &written.ticket_keys {
+        Some(written) => tickets::resolve(written, base, problems).map(Some),
+        None => Some(None),
+    };
+    let hosts = client_auth::resolve_hosts(&written.hosts, base, problems);
     Some(ListenerTls {
         certificates: certificates.into_iter().collect::<Option<_>>()?,
+        client_auth: client_auth?,
+        ticket_keys: ticket_keys?,
+        hsts: written.hsts.clone(),
+        hosts: hosts?,
         minimum_version: written.minimum_version,
         strict_sni: written.strict_sni,
     })

@@ -5,11 +5,15 @@
 
 mod addresses;
 mod admin;
+mod client_auth;
 mod cluster_tls;
+mod coverage;
 mod diagnostics;
+mod doubts;
 mod file;
 mod firewall;
 mod health;
+mod hsts;
 mod identity;
 mod limits;
 mod listeners;
@@ -18,9 +22,12 @@ mod pem;
 mod reader;
 mod resolve;
 mod routes;
+mod stamps;
 mod suggest;
 mod summary;
 mod syntax;
+mod tickets;
+mod tls;
 mod values;
 
 use std::{
@@ -39,6 +46,9 @@ pub use self::{
     identity::{IdentityFields, is_identity},
     networks::{ListError, Networks, Verdict},
     pem::date_text,
+    stamps::Stamps,
+    tickets::{TicketFile, TicketSecret},
+    tls::{Certificate, ClientAuth, ClientAuthMode, ClientIdentity, HostTls, ListenerTls, TlsVersion},
 };
 
 /// Reads a configuration file and the files it names.
@@ -272,36 +282,6 @@ pub struct BanRule {
     pub after: u32,
     pub window: Duration,
     pub duration: Duration,
-}
-
-#[derive(Debug)]
-pub struct ListenerTls {
-    /// Never empty; the first one is the default.
-    pub certificates: Vec<Certificate>,
-    pub minimum_version: TlsVersion,
-    pub strict_sni: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsVersion {
-    Tls12,
-    Tls13,
-}
-
-/// A certificate chain with the key that matches it, read and checked.
-#[derive(Debug)]
-pub struct Certificate {
-    pub chain_file: PathBuf,
-    pub key_file: PathBuf,
-    /// Leaf first.
-    pub chain: Vec<rustls::pki_types::CertificateDer<'static>>,
-    pub key: rustls::pki_types::PrivateKeyDer<'static>,
-    /// DNS names and addresses of the leaf's subject alternative names, lower case, no final dot.
-    pub names: Vec<String>,
-    /// Hexadecimal.
-    pub serial: String,
-    /// Seconds since the epoch.
-    pub not_after: i64,
 }
 
 /// From where on new work is turned away, of the whole process.

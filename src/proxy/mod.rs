@@ -9,6 +9,7 @@ pub mod forwarded;
 mod hold;
 pub mod load;
 pub mod patience;
+pub mod policies;
 mod relay;
 pub mod route;
 pub mod worker;
@@ -39,6 +40,9 @@ async fn respond<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience:
     let cluster = if redirects { None } else { route(flight) };
     if let Err(reason) = admit(flight) {
         return answer::answer(flight, down, reason, patience).await;
+    }
+    if !flight.may_carry() {
+        return answer::answer(flight, down, Reason::Misdirected, patience).await;
     }
     if redirects {
         return answer::redirect(flight, down, patience).await;

@@ -26,6 +26,7 @@ use crate::{
     },
     proxy::{
         load::{Load, Place},
+        policies::{ClientCertificate, ClientPolicies},
         route::RouteTable,
     },
     upstream::{
@@ -105,6 +106,8 @@ pub struct ListenerView {
     pub handshakes: tokio::sync::Semaphore,
     /// Where `redirect_to_https` sends: the port of a TLS listener.
     pub https_port: Option<u16>,
+    /// Where its hosts ask for different client certificates.
+    pub policies: Option<ClientPolicies>,
     unrouted: OnceCell<Arc<RouteCells>>,
     routed: Vec<OnceCell<Arc<RouteCells>>>,
 }
@@ -360,6 +363,7 @@ impl ListenerView {
             limits: request_limits(listener),
             handshakes: tokio::sync::Semaphore::new(listener.limits.concurrent_handshakes),
             https_port,
+            policies: listener.tls.as_ref().map(ClientPolicies::new).filter(ClientPolicies::differ),
             unrouted: OnceCell::new(),
             routed: (0..config.routes.len()).map(|_| OnceCell::new()).collect(),
         }
@@ -447,6 +451,10 @@ pub struct TlsFacts {
     pub cipher: &'static str,
     pub sni: Option<String>,
     pub resumed: bool,
+    /// Under which of the listener's policies the handshake was.
+    pub policy: usize,
+    /// Where a client certificate was asked for.
+    pub identity: Option<Box<ClientCertificate>>,
 }
 
 impl Client {

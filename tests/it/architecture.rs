@@ -30,12 +30,14 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
-const HOMES: [(&str, &[&str]); 36] = [
-    ("arc_swap", &["firewall/mod.rs", "upstream/cluster.rs", "upstream/tls/"]),
+const HOMES: [(&str, &[&str]); 37] = [
+    ("arc_swap", &["downstream/tls/", "firewall/mod.rs", "upstream/cluster.rs", "upstream/tls/"]),
+    // As the provider of rustls, mostly.
+    ("aws_lc_rs", &["config/client_auth.rs", "config/pem.rs", "downstream/tls/", "pki/", "upstream/tls/"]),
     ("bytes", &["http/"]),
     ("clap", &["cli.rs", "cli/"]),
     ("fastrand", &["app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
-    ("foldhash", &["proxy/route.rs"]),
+    ("foldhash", &["proxy/policies.rs", "proxy/route.rs"]),
     ("futures_util", &["downstream/h2.rs"]),
     ("h2", &["http/"]),
     ("http", &[]),
@@ -59,10 +61,13 @@ const HOMES: [(&str, &[&str]); 36] = [
     (
         "rustls",
         &[
+            "config/client_auth.rs",
             "config/cluster_tls.rs",
+            "config/doubts.rs",
             "config/mod.rs",
             "config/pem.rs",
-            "downstream/tls.rs",
+            "config/tls.rs",
+            "downstream/tls/",
             "http/tls_stream.rs",
             "pki/",
             "upstream/tls/",
@@ -81,7 +86,16 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("toml", &["config/"]),
     ("tracing", &[]),
     ("tracing_subscriber", &["observe/program_log.rs"]),
-    ("x509_parser", &["config/pem.rs", "pki/", "upstream/tls/verify.rs"]),
+    (
+        "x509_parser",
+        &[
+            "config/doubts.rs",
+            "config/pem.rs",
+            "downstream/tls/identity.rs",
+            "pki/",
+            "upstream/tls/verify.rs",
+        ],
+    ),
     ("portcullis", &["main.rs"]),
 ];
 
