@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     Phase,
+    acme::Orders,
     bind::{AdminDoor, SocketFile},
     certificates::Stores,
     follow, lists,
@@ -38,6 +39,7 @@ pub(super) struct Control<'c> {
     pub(super) admin: Arc<Admin>,
     pub(super) admin_door: Option<AdminDoor>,
     pub(super) certificates: Stores,
+    pub(super) orders: Orders,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) log: &'c AccessLog,
     pub(super) stopper: Stopper,
@@ -81,6 +83,9 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
     let all = probed.map(|cluster| cluster.backends.len()).sum();
     for cluster in &control.admin.clusters {
         tasks.spawn(probe::run(cluster.clone(), all, reporter(cluster, &shard)));
+    }
+    for task in control.orders.tasks() {
+        tasks.spawn(task);
     }
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
     let followers = control.certificates.followers(&control.admin.config);

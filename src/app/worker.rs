@@ -21,7 +21,10 @@ use crate::{
     },
     firewall::Firewall,
     observe::{LogWriter, Shard},
-    proxy::worker::{View, Worker},
+    proxy::{
+        challenges::HttpChallenges,
+        worker::{View, Worker},
+    },
     upstream::cluster::Cluster,
 };
 
@@ -42,6 +45,7 @@ pub(super) struct Plan {
     pub(super) doors: Vec<DoorPlan>,
     pub(super) shard: Shard,
     pub(super) log: LogWriter,
+    pub(super) challenges: Arc<HttpChallenges>,
     pub(super) phase: watch::Receiver<Phase>,
 }
 
@@ -75,9 +79,9 @@ pub(super) fn start(plan: Plan) -> io::Result<JoinHandle<()>> {
 }
 
 async fn run(plan: Plan) {
-    let Plan { index, config, firewall, clusters, doors, shard, log, mut phase } = plan;
+    let Plan { index, config, firewall, clusters, doors, shard, log, challenges, mut phase } = plan;
     let view = View::new(&config, &firewall, &clusters, &shard, fastrand::u64(..));
-    let worker = Rc::new(Worker::new(view, shard, log));
+    let worker = Rc::new(Worker::new(view, shard, log).answering(challenges));
     for door in doors {
         if let Err(error) = open(&worker, door) {
             tracing::error!("worker {index} can't listen: {error}");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AccessSink, Backend, Cluster, ClusterTls, Config, Log, Protocol, TrustedCa, admin,
+    AccessSink, Backend, Cluster, ClusterTls, Config, Log, Protocol, TrustedCa, acme, admin,
     diagnostics::{Problem, quote},
     file::{File, WrittenCluster, WrittenClusterTls, WrittenLog},
     firewall::Lists,
@@ -31,11 +31,13 @@ pub(super) fn resolve(
     let names = listeners::names(&file.listeners);
     let mut lists = Lists::new(base);
     let routes = if is_broken { None } else { routes::resolve(&file, &names, &mut lists, problems) };
+    let acme_spans = acme::spans(&file.listeners);
     let listeners: Vec<_> = std::mem::take(&mut file.listeners)
         .into_iter()
         .zip(names)
         .map(|(written, name)| listeners::resolve(written, name, &file, &mut lists, (base, problems)))
         .collect();
+    acme::check_shared(&listeners, &acme_spans, problems);
     let log = log(file.log, base, problems);
     let admin = file.admin.map(|written| admin::resolve(written, base, problems));
     let clusters: Vec<_> =

@@ -23,7 +23,7 @@ use crate::{
     observe::{
         BackendCells, ClientInfo, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Record, RouteCells, Shard,
     },
-    proxy::{policies::ClientPolicies, route::RouteTable},
+    proxy::{challenges::HttpChallenges, policies::ClientPolicies, route::RouteTable},
     upstream::{
         balance::{Balancer, Tried},
         cluster::Cluster,
@@ -39,6 +39,8 @@ const KEPT_HEAD_BYTES: usize = 8 * 1024;
 #[derive(Debug)]
 pub struct Worker {
     pub shard: Shard,
+    /// What clear-text listeners prove to certificate directories.
+    pub challenges: Arc<HttpChallenges>,
     view: RefCell<Rc<View>>,
     log: RefCell<LogWriter>,
     random: RefCell<fastrand::Rng>,
@@ -118,6 +120,7 @@ impl Worker {
     pub fn new(view: View, shard: Shard, log: LogWriter) -> Self {
         Worker {
             shard,
+            challenges: Arc::default(),
             view: RefCell::new(Rc::new(view)),
             log: RefCell::new(log),
             random: RefCell::new(fastrand::Rng::new()),
@@ -129,6 +132,11 @@ impl Worker {
             responses: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
+    }
+
+    /// The same worker, that answers these challenges.
+    pub fn answering(self, challenges: Arc<HttpChallenges>) -> Self {
+        Worker { challenges, ..self }
     }
 
     /// The snapshot in force.

@@ -13,7 +13,7 @@ use std::{
 const FILE_LINES: usize = 500;
 
 /// The modules and which of the others each may use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("error", &[]),
     ("config", &["error"]),
     ("observe", &["error", "config"]),
@@ -22,20 +22,36 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("upstream", &["error", "config", "observe", "http"]),
     ("proxy", &["error", "config", "observe", "firewall", "http", "upstream"]),
     ("downstream", &["error", "config", "observe", "firewall", "http", "upstream", "proxy"]),
+    ("acme", &["config", "observe", "http", "upstream", "proxy", "downstream"]),
     ("admin", &["error", "config", "observe", "firewall", "http", "upstream"]),
-    ("app", &["error", "config", "observe", "firewall", "http", "upstream", "proxy", "downstream", "admin"]),
+    (
+        "app",
+        &[
+            "error",
+            "config",
+            "observe",
+            "firewall",
+            "http",
+            "upstream",
+            "proxy",
+            "downstream",
+            "acme",
+            "admin",
+        ],
+    ),
     ("demo", &["config", "http"]),
     ("cli", &["config", "observe", "firewall", "app", "demo"]),
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
-const HOMES: [(&str, &[&str]); 37] = [
+const HOMES: [(&str, &[&str]); 39] = [
     ("arc_swap", &["downstream/tls/", "firewall/mod.rs", "upstream/cluster.rs"]),
     // As the provider of rustls; what else of it is used stands in the first.
     ("aws_lc_rs", &["downstream/tls/", "config/pem.rs", "upstream/tls.rs"]),
-    ("bytes", &["http/"]),
+    ("base64", &["config/acme.rs"]),
+    ("bytes", &["acme/client.rs", "http/"]),
     ("clap", &["cli.rs"]),
-    ("fastrand", &["app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
+    ("fastrand", &["acme/", "app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
     ("foldhash", &["proxy/policies.rs", "proxy/route.rs"]),
     ("futures_util", &["downstream/h2.rs"]),
     ("h2", &["http/"]),
@@ -45,6 +61,7 @@ const HOMES: [(&str, &[&str]); 37] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
+    ("instant_acme", &["acme/"]),
     ("ipnet", &["cli.rs", "config/", "firewall/export.rs", "proxy/client.rs", "proxy/forwarded.rs"]),
     ("itoa", &["http/", "observe/"]),
     ("landlock", &["app/sandbox.rs"]),
@@ -52,7 +69,7 @@ const HOMES: [(&str, &[&str]); 37] = [
     ("mimalloc", &["main.rs"]),
     ("nix", &["app/"]),
     ("prometheus", &["observe/metrics/"]),
-    ("rcgen", &["demo.rs"]),
+    ("rcgen", &["acme/", "demo.rs"]),
     // The types of certificates and keys are in the resolved configuration.
     (
         "rustls",
@@ -68,8 +85,8 @@ const HOMES: [(&str, &[&str]); 37] = [
     ("rustls_native_certs", &["upstream/tls.rs"]),
     ("rustls_pemfile", &["config/pem.rs"]),
     ("seccompiler", &["app/sandbox/calls.rs"]),
-    ("serde", &["admin/", "config/"]),
-    ("serde_json", &["admin/", "observe/"]),
+    ("serde", &["acme/", "admin/", "config/"]),
+    ("serde_json", &["acme/", "admin/", "observe/"]),
     ("socket2", &["app/bind.rs"]),
     ("subtle", &["admin/mod.rs"]),
     ("tokio", &[]),
