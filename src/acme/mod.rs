@@ -114,14 +114,15 @@ impl Job {
 
     /// Looks after it for ever.
     pub async fn run(mut self, surroundings: Surroundings) {
+        self.tell(&surroundings.metrics);
         loop {
             let step = self.memory.next(self.life(), self.share);
-            self.tell(&surroundings.metrics);
             wait_until(step.at()).await;
             match step {
                 Step::Ask(_) => self.ask(&surroundings).await,
                 Step::Order(_) => self.renew(&surroundings).await,
             }
+            self.tell(&surroundings.metrics);
             self.remember().await;
         }
     }

@@ -77,7 +77,8 @@ pub enum AcmeChallenge {
 #[derive(Debug)]
 pub(super) struct WrittenAcme {
     span: Span,
-    directory: String,
+    /// `None`: its problem has been reported.
+    directory: Option<String>,
     contact: Vec<String>,
     terms_of_service_agreed: bool,
     domains: Vec<At<String>>,
@@ -141,7 +142,10 @@ pub(super) fn read(mut table: Table<'_>) -> Option<WrittenAcme> {
         domains.into_iter().filter_map(|element| table.convert("domains", element, domain)).collect();
     let contact = table.list("contact", contact).unwrap_or_default();
     let acme = WrittenAcme {
-        directory: At::or(table.optional("directory", directory), LETS_ENCRYPT.to_owned()),
+        directory: match table.place_of("directory") {
+            Some(_) => table.optional("directory", directory).map(|at| at.value),
+            None => Some(LETS_ENCRYPT.to_owned()),
+        },
         contact: contact.into_iter().map(|at| at.value).collect(),
         terms_of_service_agreed: At::or(table.optional("terms_of_service_agreed", boolean), false),
         domains,
@@ -220,8 +224,8 @@ fn domain(value: &DeValue<'_>) -> Outcome<String> {
 pub(super) fn resolve(written: WrittenAcme, base: &Path, problems: &mut Vec<Problem>) -> Option<Acme> {
     let before = problems.len();
     let directory = written.directory;
-    if !written.terms_of_service_agreed && [LETS_ENCRYPT, LETS_ENCRYPT_STAGING].contains(&directory.as_str())
-    {
+    let is_lets_encrypt = matches!(directory.as_deref(), Some(LETS_ENCRYPT | LETS_ENCRYPT_STAGING));
+    if is_lets_encrypt && !written.terms_of_service_agreed {
         let problem =
             Problem::error(written.span.clone(), "Let's Encrypt asks to agree to its terms of service");
         let help = "read https://letsencrypt.org/repository/ and add `terms_of_service_agreed = true`";
@@ -233,20 +237,17 @@ pub(super) fn resolve(written: WrittenAcme, base: &Path, problems: &mut Vec<Prob
         let message = format!("{} is not a folder", quote(&storage.display().to_string()));
         problems.push(Problem::error(written.storage.span, message).help("name a folder of its own"));
     }
-    let eab = match written.eab {
-        Some(eab) => Some(resolve_eab(eab, base, problems)?),
-        None => None,
-    };
-    let ca = match written.ca {
-        Some(ca) => pem::trusted_ca(&ca, base, problems)?,
-        None => TrustedCa::System,
-    };
+    let eab = written.eab.map(|eab| resolve_eab(eab, base, problems));
+    let ca = written.ca.map_or(Some(TrustedCa::System), |ca| pem::trusted_ca(&ca, base, problems));
     let account = AcmeAccount {
-        directory,
+        directory: directory?,
         contact: written.contact,
         terms_of_service_agreed: written.terms_of_service_agreed,
-        eab,
-        ca,
+        eab: match eab {
+            Some(eab) => Some(eab?),
+            None => None,
+        },
+        ca: ca?,
     };
     let acme =
         Acme { account, domains, challenge: written.challenge.value, profile: written.profile, storage };

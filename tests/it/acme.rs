@@ -59,7 +59,9 @@ fn shows_a_throw_away_certificate_while_the_directory_is_dead() {
     assert_ne!(throw_away, other, "the configured certificate is for its own names");
     let expiry = engine.metrics();
     assert_eq!(expiry.0.matches(&format!("name=\"{NAME}\"")).count(), 1, "{}", expiry.0);
-    assert_eq!(expiry.sum("portcullis_acme_failed_orders", &[("listener", "tls")]), 1);
+    engine.until("the failure is shown", |metrics| {
+        metrics.sum("portcullis_acme_failed_orders", &[("listener", "tls")]) == 1
+    });
     for path in [storage.clone(), folder_of(&storage)] {
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
     }
