@@ -43,13 +43,15 @@ const ORDER_DEADLINE: Duration = Duration::from_mins(15);
 /// When to look again where another process is ordering.
 const TURN: i64 = 60;
 
+/// Shows a certificate in handshakes from now on, or says why not.
+pub type Show = Box<dyn Fn(&Certificate) -> Result<(), String> + Send + Sync>;
+
 /// A listener that shows the certificate.
 pub struct Outlet {
     pub listener: String,
     /// The domains that certificates of its own are for: no throw-away one takes their place.
     pub covered: Vec<String>,
-    /// Shows it in handshakes from now on, or says why not.
-    pub show: Box<dyn Fn(&Certificate) -> Result<(), String> + Send + Sync>,
+    pub show: Show,
 }
 
 /// One certificate that is looked after.

@@ -40,7 +40,7 @@ class Dns:
         self.process = Process("dns", [
             "pebble-challtestsrv", "-dns01", "127.0.0.1:53", "-management", f"127.0.0.1:{management}",
             "-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", ""], directory)
-        wait_until(lambda: accepts(management), 5, "the DNS answers")
+        wait_until(lambda: accepts(management), 20, "the DNS answers")
 
     def stop(self):
         self.process.stop()
@@ -100,7 +100,7 @@ class Acme2certifier:
         environment = {**os.environ, "ACME_SRV_CONFIGFILE": str(self.directory / "acme_srv.cfg")}
         argv = [sys.executable, "-c", _A2C_RUN, self.port, self.certs / "site.crt", self.certs / "site.key"]
         self.process = Process("acme2certifier", argv, self.directory, env=environment)
-        wait_until(lambda: accepts(self.port), 20, "acme2certifier accepts")
+        wait_until(lambda: accepts(self.port), 30, "acme2certifier accepts")
         return self
 
     def stop(self):
@@ -133,7 +133,7 @@ class Pebble:
         environment = {**os.environ, "PEBBLE_VA_NOSLEEP": "1"}
         argv = ["pebble", "-strict", "-config", "config.json", "-dnsserver", "127.0.0.1:53"]
         self.process = Process("pebble", argv, self.directory, env=environment)
-        wait_until(lambda: accepts(self.port), 5, "pebble accepts")
+        wait_until(lambda: accepts(self.port), 30, "pebble accepts")
         return self
 
     def stop(self):
