@@ -18,6 +18,7 @@ use super::{
     diagnostics::{Problem, Span, quote},
     firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
+    hsts,
     identity::{self, IdentityFields},
     limits,
     reader::{At, Switch, Table},
@@ -74,6 +75,7 @@ pub(super) struct WrittenTls {
     pub(super) strict_sni: bool,
     pub(super) client_auth: Option<WrittenClientAuth>,
     pub(super) hosts: Vec<WrittenHost>,
+    pub(super) hsts: Option<String>,
 }
 
 #[derive(Debug)]
@@ -268,6 +270,7 @@ fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
         strict_sni: At::or(table.optional("strict_sni", boolean), false),
         client_auth: client_auth::read(&mut table),
         hosts: client_auth::read_hosts(&mut table),
+        hsts: hsts::read(&mut table),
     };
     table.finish();
     Some(tls)

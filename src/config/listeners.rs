@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     AdminAddress, Certificate, Listener, ListenerTls, acme, client_auth,
-    diagnostics::{Problem, quote},
+    diagnostics::{Problem, Span, quote},
     file::{File, WrittenListener, WrittenTls},
     firewall::Lists,
     pem,
@@ -23,6 +23,12 @@ pub(super) fn names(listeners: &[WrittenListener]) -> Vec<String> {
         (None, None) => String::new(),
     };
     listeners.iter().map(name).collect()
+}
+
+/// Where the certificate chains of a listener are named.
+pub(super) fn chain_spans(listener: &WrittenListener) -> Vec<Span> {
+    let files = listener.tls.iter().flat_map(|tls| &tls.certificates);
+    files.map(|files| files.chain.span.clone()).collect()
 }
 
 /// Compares the listeners with each other and with the admin address.
@@ -145,6 +151,7 @@ fn listener_tls(written: WrittenTls, base: &Path, problems: &mut Vec<Problem>) -
         acme,
         certificates: certificates.into_iter().collect::<Option<_>>()?,
         client_auth: client_auth?,
+        hsts: written.hsts.clone(),
         hosts: hosts?,
         minimum_version: written.minimum_version,
         strict_sni: written.strict_sni,

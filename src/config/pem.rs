@@ -24,6 +24,7 @@ use super::{
     Certificate, ClientAuth, ClientAuthMode, Stamps, TrustedCa,
     client_auth::WrittenClientAuth,
     diagnostics::{Problem, Span, quote},
+    doubts,
     file::CertificateFiles,
     reader::At,
 };
@@ -55,8 +56,9 @@ pub(super) fn certificate(
     let facts = reported(Facts::read(&chain, &chain_file, &files.chain.span), problems)?;
     let key = key?;
     reported(check_match(&chain, &key, &chain_file, files), problems)?;
-    problems.extend(facts.doubts(&chain_file, &files.chain.span));
-    Some(Certificate { stamps, ..facts.certificate((chain_file, key_file), chain, key) })
+    let certificate = Certificate { stamps, ..facts.certificate((chain_file, key_file), chain, key) };
+    problems.extend(doubts::of(&certificate, &files.chain.span));
+    Some(certificate)
 }
 
 impl Certificate {
@@ -391,32 +393,10 @@ impl Facts {
         let stamps = Stamps::default();
         Certificate { chain_file, key_file, chain, key, names, serial, not_before, not_after, stamps }
     }
-
-    /// What makes clients refuse the certificate.
-    fn doubts(&self, path: &Path, span: &Span) -> Vec<Problem> {
-        let now = now();
-        let path = quote_path(path);
-        let mut doubts = Vec::new();
-        if self.not_after < now {
-            let message = format!("the certificate in {path} expired on {}", date_text(self.not_after));
-            doubts.push(Problem::warning(span.clone(), message).help("renew it; clients refuse it"));
-        }
-        if self.not_before > now {
-            let message =
-                format!("the certificate in {path} is not valid before {}", date_text(self.not_before));
-            doubts.push(Problem::warning(span.clone(), message).help("check the clock of this machine"));
-        }
-        if self.names.is_empty() {
-            let message = format!("the certificate in {path} has no subject alternative names");
-            doubts
-                .push(Problem::warning(span.clone(), message).help("issue one that has; clients refuse it"));
-        }
-        doubts
-    }
 }
 
 /// Seconds since the epoch.
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     i64::try_from(now).unwrap_or(i64::MAX)
 }

@@ -68,6 +68,12 @@ pub(super) enum Switch<'t> {
     Table(Table<'t>),
 }
 
+/// What may be written as one value, or as a table that says more.
+pub(super) enum ValueOrTable<'t, T> {
+    Value(At<T>),
+    Table(Table<'t>),
+}
+
 impl<T> At<T> {
     /// The value, or `default` where none is written.
     pub(super) fn or(written: Option<Self>, default: T) -> T {
@@ -259,6 +265,21 @@ impl<'t> Table<'t> {
                 self.reader.refuse(key, value, Refusal::new("a table, true or false"));
                 None
             }
+        }
+    }
+
+    /// A value that may be a table instead; `None` if it isn't written or has a problem.
+    pub(super) fn value_or_table<T>(
+        &mut self,
+        key: &'static str,
+        convert: impl FnOnce(&DeValue<'_>) -> Result<T, Refusal>,
+    ) -> Option<ValueOrTable<'t, T>> {
+        let (_, value) = self.take(key)?;
+        match value.get_ref() {
+            DeValue::Table(entries) => {
+                Some(ValueOrTable::Table(self.inner(entries, value, self.place.below(key))))
+            }
+            _ => self.convert(key, value, convert).map(ValueOrTable::Value),
         }
     }
 

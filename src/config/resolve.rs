@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AccessSink, Backend, Cluster, ClusterTls, Config, Log, Protocol, TrustedCa, acme, admin,
+    AccessSink, Backend, Cluster, ClusterTls, Config, Log, Protocol, TrustedCa, acme, admin, coverage,
     diagnostics::{Problem, quote},
     file::{File, WrittenCluster, WrittenClusterTls, WrittenLog},
     firewall::Lists,
@@ -32,12 +32,17 @@ pub(super) fn resolve(
     let mut lists = Lists::new(base);
     let routes = if is_broken { None } else { routes::resolve(&file, &names, &mut lists, problems) };
     let acme_spans = acme::spans(&file.listeners);
+    let chains: Vec<_> = file.listeners.iter().map(listeners::chain_spans).collect();
     let listeners: Vec<_> = std::mem::take(&mut file.listeners)
         .into_iter()
         .zip(names)
         .map(|(written, name)| listeners::resolve(written, name, &file, &mut lists, (base, problems)))
         .collect();
     acme::check_shared(&listeners, &acme_spans, problems);
+    let listeners = listeners.into_iter().collect::<Option<Vec<_>>>();
+    if let (Some(routes), Some(listeners)) = (&routes, &listeners) {
+        coverage::check((routes, &file.routes), listeners, &chains, problems);
+    }
     let log = log(file.log, base, problems);
     let admin = file.admin.map(|written| admin::resolve(written, base, problems));
     let clusters: Vec<_> =
@@ -53,7 +58,7 @@ pub(super) fn resolve(
             None => None,
         },
         log,
-        listeners: listeners.into_iter().collect::<Option<_>>()?,
+        listeners: listeners?,
         routes: routes?,
         clusters: clusters.into_iter().collect::<Option<_>>()?,
         drain_timeout: file.drain_timeout,

@@ -20,6 +20,8 @@ pub struct ListenerTls {
     pub client_auth: Option<Arc<ClientAuth>>,
     /// What holds for some hosts instead.
     pub hosts: Vec<HostTls>,
+    /// The value of `strict-transport-security`.
+    pub hsts: Option<String>,
 }
 
 /// What a host of a listener asks for instead of what the listener asks for.

@@ -82,9 +82,10 @@ fn location(flight: &Flight<'_>) -> Option<String> {
 async fn send<D: Downstream>(
     flight: &mut Flight<'_>,
     down: &mut D,
-    (head, body): (ResponseHead, String),
+    (mut head, body): (ResponseHead, String),
     patience: &mut Patience<'_>,
 ) {
+    flight.add_hsts(&mut head);
     let is_head = flight.head.method == http::Method::HEAD;
     let skipped = poll_fn(|cx| Poll::Ready(skip_body(cx, down))).await;
     if !skipped || flight.worker.is_draining() {

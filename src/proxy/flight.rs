@@ -13,7 +13,7 @@ use crate::{
     error::Reason,
     http::{
         fields::FieldId,
-        message::{RequestHead, Version},
+        message::{RequestHead, ResponseHead, Version},
     },
     observe::{Protocol, Record, TlsInfo},
 };
@@ -111,6 +111,16 @@ impl<'c> Flight<'c> {
     /// `body_bytes` of the listener.
     pub fn body_limit(&self) -> Option<u64> {
         self.view.config.listeners[self.client.listener].limits.body_bytes
+    }
+
+    /// Adds what browsers are to be told of the listener, unless the backend has said it.
+    pub fn add_hsts(&self, head: &mut ResponseHead) {
+        let tls = self.view.config.listeners[self.client.listener].tls.as_ref();
+        if let Some(value) = tls.and_then(|tls| tls.hsts.as_ref())
+            && head.fields.find(b"strict-transport-security").is_none()
+        {
+            head.fields.push(b"strict-transport-security", value.as_bytes());
+        }
     }
 
     /// Whether the connection was made under the policy of the request's host.

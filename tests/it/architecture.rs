@@ -74,6 +74,7 @@ const HOMES: [(&str, &[&str]); 39] = [
     (
         "rustls",
         &[
+            "config/doubts.rs",
             "config/mod.rs",
             "config/pem.rs",
             "config/tls.rs",
@@ -95,7 +96,7 @@ const HOMES: [(&str, &[&str]); 39] = [
     ("toml", &["config/"]),
     ("tracing", &[]),
     ("tracing_subscriber", &["observe/program_log.rs"]),
-    ("x509_parser", &["config/pem.rs", "downstream/tls/identity.rs"]),
+    ("x509_parser", &["config/doubts.rs", "config/pem.rs", "downstream/tls/identity.rs"]),
     ("portcullis", &["main.rs"]),
 ];
 

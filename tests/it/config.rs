@@ -219,6 +219,7 @@ fn reference_shows_the_defaults_that_are_used() {
         "acme.profile",
         "acme.eab",
         "acme.ca",
+        "hsts",
         "client_auth",
         "hosts",
         "name",

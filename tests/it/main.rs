@@ -17,6 +17,7 @@ mod docs;
 mod firewall;
 mod forwarding;
 mod h2_abuse;
+mod hsts;
 mod life;
 mod limits;
 mod observe;
