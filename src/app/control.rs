@@ -14,7 +14,9 @@ use tokio::{
 };
 
 use super::{
-    Phase, backend_tls,
+    Phase,
+    acme::Orders,
+    backend_tls,
     bind::{AdminDoor, SocketFile},
     certificates::Stores,
     follow, lists,
@@ -38,6 +40,7 @@ pub(super) struct Control<'c> {
     pub(super) admin: Arc<Admin>,
     pub(super) admin_door: Option<AdminDoor>,
     pub(super) certificates: Stores,
+    pub(super) orders: Orders,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) log: &'c AccessLog,
     pub(super) stopper: Stopper,
@@ -83,6 +86,9 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
         tasks.spawn(probe::run(cluster.clone(), all, reporter(cluster, &shard)));
     }
     tasks.spawn(backend_tls::keep(control.admin.clusters.clone()));
+    for task in control.orders.tasks() {
+        tasks.spawn(task);
+    }
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
     let certificates = control.certificates;
     let followers = certificates.followers(&control.admin.config);

@@ -3,6 +3,7 @@
 //! Nothing is bound before the configuration is known to be good, nothing is spawned before
 //! everything is bound, and a drain ends with the last connection or at its deadline.
 
+mod acme;
 mod backend_tls;
 mod bind;
 mod certificates;
@@ -49,6 +50,7 @@ pub enum StartError {
     Bind { what: String, address: SocketAddr, error: io::Error },
     AdminSocket { path: PathBuf, error: io::Error },
     Tls { what: String, error: String },
+    Acme { name: String, error: String },
     AccessLog(io::Error),
     Privileges(String),
     Thread(io::Error),
@@ -61,6 +63,7 @@ pub struct App {
     admin_door: Option<bind::AdminDoor>,
     workers: Vec<worker::Plan>,
     certificates: certificates::Stores,
+    orders: acme::Orders,
     log: AccessLog,
     phase: watch::Sender<Phase>,
     stopper: Stopper,
@@ -84,11 +87,13 @@ impl App {
         privileges::drop_to(config.user.as_deref(), config.group.as_deref())
             .map_err(StartError::Privileges)?;
         let admin_unix = config.admin.as_ref().map(bind::admin_unix).transpose()?.flatten();
-        sandbox::enter(&config);
         let metrics = Metrics::new(config.workers + 1);
+        let certificates = certificates::Stores::new(&config, &acceptors, &metrics);
+        let challenges = Arc::default();
+        let orders = acme::Orders::open(&config, &certificates, &challenges, &metrics)?;
+        sandbox::enter(&config);
         let log = AccessLog::start(&config.log, &metrics).map_err(StartError::AccessLog)?;
         announce(&clusters, &metrics.shard(config.workers));
-        let certificates = certificates::Stores::new(&config, &acceptors, &metrics);
         certificates.announce();
         let phase = watch::Sender::new(Phase::Serve);
         let admissions = worker::admissions(&config, nofile);
@@ -114,12 +119,13 @@ impl App {
                 shard: metrics.shard(index),
                 log: log.writer(),
                 places: places.clone(),
+                challenges: challenges.clone(),
                 phase: phase.subscribe(),
             })
             .collect();
         let admin = Admin { config, firewall, clusters, metrics, draining: AtomicBool::new(false) };
         let (admin, admin_door) = (Arc::new(admin), admin_tcp.or(admin_unix));
-        Ok(App { admin, admin_door, workers, certificates, log, phase, stopper: Stopper::default() })
+        Ok(App { admin, admin_door, workers, certificates, orders, log, phase, stopper: Stopper::default() })
     }
 
     /// What will be served, with the ports that the kernel chose where 0 was configured.
@@ -147,6 +153,7 @@ impl App {
             admin: self.admin.clone(),
             admin_door: self.admin_door,
             certificates: self.certificates,
+            orders: self.orders,
             phase: self.phase,
             log: &self.log,
             stopper: self.stopper,
@@ -218,6 +225,9 @@ impl fmt::Display for StartError {
                 write!(f, "the admin address can't listen on unix:{}: {error}", path.display())
             }
             StartError::Tls { what, error } => write!(f, "the TLS of {what} can't be set up: {error}"),
+            StartError::Acme { name, error } => {
+                write!(f, "the certificate of {name} can't be looked after: {error}")
+            }
             StartError::AccessLog(error) => write!(f, "the access log can't be opened: {error}"),
             StartError::Privileges(error) => f.write_str(error),
             StartError::Thread(error) => write!(f, "a thread can't be started: {error}"),

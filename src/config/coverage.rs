@@ -115,7 +115,8 @@ pub(super) fn check(
 fn names_of(listener: &Listener) -> Option<Names<'_>> {
     let tls = listener.tls.as_ref()?;
     let mut names = Names::default();
-    for name in tls.certificates.iter().flat_map(|certificate| &certificate.names) {
+    let asked_for = tls.acme.iter().flat_map(|acme| &acme.domains);
+    for name in tls.certificates.iter().flat_map(|certificate| &certificate.names).chain(asked_for) {
         names.add(name);
     }
     Some(names)

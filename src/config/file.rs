@@ -11,6 +11,7 @@ use toml::{Spanned, de::DeValue};
 use super::{
     AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Overload, Policy,
     Protocol, ProxyProtocol, Sandbox, TlsVersion,
+    acme::{self, WrittenAcme},
     addresses::{backend_address, host_match, network, path_prefix, socket_address},
     admin::{self, WrittenAdmin},
     client_auth::{self, WrittenClientAuth, WrittenHost},
@@ -73,6 +74,7 @@ pub(super) struct WrittenListener {
 #[derive(Debug)]
 pub(super) struct WrittenTls {
     pub(super) certificates: Vec<CertificateFiles>,
+    pub(super) acme: Option<WrittenAcme>,
     pub(super) minimum_version: TlsVersion,
     pub(super) strict_sni: bool,
     pub(super) client_auth: Option<WrittenClientAuth>,
@@ -257,10 +259,16 @@ fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
     if !table.is_written() {
         return None;
     }
-    let elements = table.required_elements("certificates", "[{ chain = \"site.crt\", key = \"site.key\" }]");
+    let acme = acme::read(table.table("acme"));
+    let example = "[{ chain = \"site.crt\", key = \"site.key\" }]";
+    let elements = match acme {
+        Some(_) => table.elements("certificates").unwrap_or_default(),
+        None => table.required_elements("certificates", example),
+    };
     let tables = elements.into_iter().filter_map(|element| table.child("certificates", element));
     let tls = WrittenTls {
         certificates: tables.filter_map(certificate_files).collect(),
+        acme,
         minimum_version: At::or(table.optional("minimum_version", choice(&versions)), TlsVersion::Tls12),
         strict_sni: At::or(table.optional("strict_sni", boolean), false),
         client_auth: client_auth::read(&mut table),

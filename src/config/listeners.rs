@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    AdminAddress, Certificate, Listener, ListenerTls, client_auth,
+    AdminAddress, Certificate, Listener, ListenerTls, acme, client_auth,
     diagnostics::{Problem, Span, quote},
     file::{File, WrittenListener, WrittenTls},
     firewall::Lists,
@@ -63,6 +63,7 @@ pub(super) fn check(
         }
         check_redirect(listener, problems);
     }
+    acme::check(listeners, problems);
 }
 
 fn check_redirect(listener: &WrittenListener, problems: &mut Vec<Problem>) {
@@ -118,7 +119,7 @@ pub(super) fn resolve(
 ) -> Option<Listener> {
     let firewall = written.firewall.over(&file.firewall).resolve(lists, problems);
     let tls = match written.tls {
-        Some(tls) => Some(listener_tls(&tls, base, problems)?),
+        Some(tls) => Some(listener_tls(tls, base, problems)?),
         None => None,
     };
     Some(Listener {
@@ -135,9 +136,13 @@ pub(super) fn resolve(
     })
 }
 
-fn listener_tls(written: &WrittenTls, base: &Path, problems: &mut Vec<Problem>) -> Option<ListenerTls> {
+fn listener_tls(written: WrittenTls, base: &Path, problems: &mut Vec<Problem>) -> Option<ListenerTls> {
     let certificates: Vec<Option<Certificate>> =
         written.certificates.iter().map(|files| pem::certificate(files, base, problems)).collect();
+    let acme = match written.acme {
+        Some(acme) => Some(acme::resolve(acme, base, problems)?),
+        None => None,
+    };
     let client_auth = match &written.client_auth {
         Some(written) => client_auth::resolve(written, base, problems).map(Some),
         None => Some(None),
@@ -148,6 +153,7 @@ fn listener_tls(written: &WrittenTls, base: &Path, problems: &mut Vec<Problem>) 
     };
     let hosts = client_auth::resolve_hosts(&written.hosts, base, problems);
     Some(ListenerTls {
+        acme,
         certificates: certificates.into_iter().collect::<Option<_>>()?,
         client_auth: client_auth?,
         ticket_keys: ticket_keys?,

@@ -3,6 +3,7 @@
 //! `file.rs` is what was written, `resolve.rs` turns it into the types below, which can't be
 //! wrong; every problem found on the way is a `diagnostics::Problem` with its place in the file.
 
+mod acme;
 mod addresses;
 mod admin;
 mod client_auth;
@@ -38,6 +39,7 @@ use std::{
 };
 
 pub use self::{
+    acme::{Acme, AcmeAccount, AcmeChallenge, AcmeEab},
     admin::Token,
     cluster_tls::{
         ClientAuthority, ClientCertificate, ClusterTls, PinnedName, RevocationLists, TrustedCa, private_ca,

@@ -123,6 +123,20 @@ impl Certificate {
         Ok(facts.certificate((PathBuf::new(), PathBuf::new()), chain, key))
     }
 
+    /// Reads a text that holds a key and its chain, leaf first.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
+        let items: Result<Vec<Item>, _> = rustls_pemfile::read_all(&mut &*pem).collect();
+        let items = items.map_err(|error| error.to_string())?;
+        let key = items.iter().find_map(private_key).ok_or("it has no private key")?;
+        let chain = items
+            .into_iter()
+            .filter_map(|item| if let Item::X509Certificate(one) = item { Some(one) } else { None });
+        Self::from_der(chain.collect(), key)
+    }
+
     /// Refuses what clients refuse.
     fn check_dates(&self) -> Result<(), String> {
         let now = now();

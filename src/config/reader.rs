@@ -189,7 +189,7 @@ impl<'t> Table<'t> {
     }
 
     /// Returns the elements of a list as they stand; `None` if the key isn't written.
-    fn elements(&mut self, key: &'static str) -> Option<Vec<&'t Spanned<DeValue<'t>>>> {
+    pub(super) fn elements(&mut self, key: &'static str) -> Option<Vec<&'t Spanned<DeValue<'t>>>> {
         let (_, value) = self.take(key)?;
         if let DeValue::Array(values) = value.get_ref() {
             return Some(values.iter().collect());

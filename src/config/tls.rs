@@ -7,12 +7,13 @@ use rustls::{
     server::danger::ClientCertVerifier,
 };
 
-use super::{HostMatch, Stamps, TicketFile};
+use super::{Acme, HostMatch, Stamps, TicketFile};
 
 #[derive(Debug, Default)]
 pub struct ListenerTls {
-    /// Never empty; the first one is the default.
+    /// The first one is the default; empty only with `acme`.
     pub certificates: Vec<Certificate>,
+    pub acme: Option<Acme>,
     pub minimum_version: TlsVersion,
     pub strict_sni: bool,
     /// `None`: clients are asked for no certificate.

@@ -25,6 +25,7 @@ use crate::{
         BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Quoted, Record, RouteCells, Shard,
     },
     proxy::{
+        challenges::HttpChallenges,
         load::{Load, Place},
         policies::{ClientCertificate, ClientPolicies},
         route::RouteTable,
@@ -48,6 +49,8 @@ const KEPT_DEADLINES: usize = 64;
 pub struct Worker {
     pub shard: Shard,
     load: Load,
+    /// What clear-text listeners prove to certificate directories.
+    pub challenges: Arc<HttpChallenges>,
     view: RefCell<Rc<View>>,
     log: RefCell<LogWriter>,
     random: RefCell<fastrand::Rng>,
@@ -135,6 +138,7 @@ impl Worker {
         Worker {
             shard,
             load,
+            challenges: Arc::default(),
             view: RefCell::new(Rc::new(view)),
             log: RefCell::new(log),
             random: RefCell::new(fastrand::Rng::new()),
@@ -147,6 +151,11 @@ impl Worker {
             deadlines: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
+    }
+
+    /// The same worker, that answers these challenges.
+    pub fn answering(self, challenges: Arc<HttpChallenges>) -> Self {
+        Worker { challenges, ..self }
     }
 
     /// The snapshot in force.

@@ -13,7 +13,7 @@ use std::{
 const FILE_LINES: usize = 500;
 
 /// The modules and which of the others each may use.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("error", &[]),
     ("config", &["error"]),
     ("observe", &["error", "config"]),
@@ -23,20 +23,36 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("upstream", &["error", "config", "observe", "http", "pki"]),
     ("proxy", &["error", "config", "observe", "firewall", "http", "upstream"]),
     ("downstream", &["error", "config", "observe", "firewall", "http", "upstream", "proxy"]),
+    ("acme", &["config", "observe", "http", "upstream", "proxy", "downstream"]),
     ("admin", &["error", "config", "observe", "firewall", "http", "upstream"]),
-    ("app", &["error", "config", "observe", "firewall", "http", "upstream", "proxy", "downstream", "admin"]),
+    (
+        "app",
+        &[
+            "error",
+            "config",
+            "observe",
+            "firewall",
+            "http",
+            "upstream",
+            "proxy",
+            "downstream",
+            "acme",
+            "admin",
+        ],
+    ),
     ("demo", &["config", "http"]),
     ("cli", &["config", "observe", "firewall", "pki", "app", "demo"]),
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
-const HOMES: [(&str, &[&str]); 37] = [
+const HOMES: [(&str, &[&str]); 39] = [
     ("arc_swap", &["downstream/tls/", "firewall/mod.rs", "upstream/cluster.rs", "upstream/tls/"]),
     // As the provider of rustls, mostly.
     ("aws_lc_rs", &["config/client_auth.rs", "config/pem.rs", "downstream/tls/", "pki/", "upstream/tls/"]),
-    ("bytes", &["http/"]),
+    ("base64", &["config/acme.rs"]),
+    ("bytes", &["acme/client.rs", "http/"]),
     ("clap", &["cli.rs", "cli/"]),
-    ("fastrand", &["app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
+    ("fastrand", &["acme/", "app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
     ("foldhash", &["proxy/policies.rs", "proxy/route.rs"]),
     ("futures_util", &["downstream/h2.rs"]),
     ("h2", &["http/"]),
@@ -46,6 +62,7 @@ const HOMES: [(&str, &[&str]); 37] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
+    ("instant_acme", &["acme/"]),
     (
         "ipnet",
         &["cli.rs", "config/", "firewall/export.rs", "pki/names.rs", "proxy/client.rs", "proxy/forwarded.rs"],
@@ -56,7 +73,7 @@ const HOMES: [(&str, &[&str]); 37] = [
     ("mimalloc", &["main.rs"]),
     ("nix", &["app/", "cli/pki.rs"]),
     ("prometheus", &["observe/metrics/"]),
-    ("rcgen", &["demo.rs", "pki/"]),
+    ("rcgen", &["acme/", "demo.rs", "pki/"]),
     // The types of certificates and keys are in the resolved configuration.
     (
         "rustls",
@@ -76,8 +93,8 @@ const HOMES: [(&str, &[&str]); 37] = [
     ("rustls_native_certs", &["upstream/tls/mod.rs"]),
     ("rustls_pemfile", &["config/pem.rs"]),
     ("seccompiler", &["app/sandbox/calls.rs"]),
-    ("serde", &["admin/", "config/"]),
-    ("serde_json", &["admin/", "observe/"]),
+    ("serde", &["acme/", "admin/", "config/"]),
+    ("serde_json", &["acme/", "admin/", "observe/"]),
     ("socket2", &["app/bind.rs"]),
     ("subtle", &["admin/mod.rs"]),
     ("tokio", &[]),

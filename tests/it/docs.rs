@@ -76,6 +76,8 @@ fn busy() -> std::sync::Arc<Metrics> {
     backend.set_up(true);
     backend.set_weight(1);
     backend.probe("ok", took);
+    metrics.acme_order("https", "ok");
+    metrics.acme_plan("https", 1, 0);
     metrics.tls_file_loaded(TlsFile::Certificate, true);
     metrics.certificates(vec![CertificateExpiry {
         listener: "https".to_owned(),

@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acme;
 mod architecture;
 mod backend_tls;
 mod balancing;

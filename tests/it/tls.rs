@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// The certificate that the listener shows to who asks for `name`; `None` when it refuses.
-fn shown(engine: &Engine, name: &str) -> Option<Vec<u8>> {
+pub fn shown(engine: &Engine, name: &str) -> Option<Vec<u8>> {
     // The name is the listener's to choose by; whether it fits is not asked here.
     let mut config = tls_config(&["http/1.1"], rustls::ALL_VERSIONS);
     config.dangerous().set_certificate_verifier(Arc::new(anything::Anything::new()));

@@ -4,6 +4,7 @@
 //! cell that nobody else writes. `Metrics::scrape` sums the cells of all threads and makes text of
 //! the sums; the `prometheus` crate adds what it knows of the process.
 
+mod acme;
 mod cells;
 mod counter;
 mod histogram;
@@ -50,6 +51,7 @@ pub struct Metrics {
     /// Loads of changed firewall lists: those that went well, and those that did not.
     list_loads: [AtomicU64; 2],
     certificates: Mutex<Vec<CertificateExpiry>>,
+    acme: acme::Acme,
     /// By kind of file and whether they went well.
     tls_file_loads: Mutex<BTreeMap<(TlsFile, bool), u64>>,
     process: Mutex<ProcessCollector>,
@@ -133,6 +135,7 @@ impl Metrics {
             networks: AtomicU64::new(0),
             list_loads: Default::default(),
             certificates: Mutex::default(),
+            acme: acme::Acme::default(),
             tls_file_loads: Mutex::default(),
             process: Mutex::new(ProcessCollector::for_self()),
             scrape_bytes: AtomicUsize::new(0),
@@ -210,6 +213,17 @@ impl Metrics {
     /// Lists of the firewall changed and were loaded anew, or could not be.
     pub fn lists_loaded(&self, well: bool) {
         self.list_loads[usize::from(!well)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An order of a listener's certificate came to its end: `ok`, or why there is none.
+    pub fn acme_order(&self, listener: &str, result: &'static str) {
+        self.acme.order(listener, result);
+    }
+
+    /// When the next order of a listener's certificate is due, in seconds since the epoch, and how many failed since
+    /// the last that did not.
+    pub fn acme_plan(&self, listener: &str, next: i64, failures: u32) {
+        self.acme.plan(listener, next, failures);
     }
 
     /// Access log lines that will never be written.

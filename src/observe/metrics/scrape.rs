@@ -83,6 +83,7 @@ fn listener_families(metrics: &Metrics, out: &mut Text) {
         each().map(|(labels, total)| (labels, &total.handshakes.took)),
     );
     certificate_expiry(metrics, out);
+    metrics.acme.families(out);
     out.gauges(
         "portcullis_requests_in_flight",
         "Requests of clients that are being worked on.",
