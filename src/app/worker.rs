@@ -31,7 +31,8 @@ use crate::{
     proxy::{
         challenges::HttpChallenges,
         load::{Load, Places},
-        worker::{View, Worker},
+        view::View,
+        worker::Worker,
     },
     upstream::cluster::Cluster,
 };

@@ -135,7 +135,7 @@ mod tests {
         config,
         firewall::Firewall,
         observe::{AccessLog, Metrics},
-        proxy::{load::Load, worker::View},
+        proxy::{load::Load, view::View},
     };
 
     const CONFIG: &str = "[log]\naccess = \"off\"\n[[listeners]]\nname = \"plain\"\naddress = \"127.0.0.1:0\"\n\

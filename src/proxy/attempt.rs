@@ -10,7 +10,7 @@ use super::{
     forward,
     patience::Patience,
     relay::{Failure, Processed, Relay, Respond, Timeouts},
-    worker::{BackendView, ClusterView},
+    view::{BackendView, ClusterView},
 };
 use crate::{
     config::Protocol,

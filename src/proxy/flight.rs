@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use super::{
     client, forwarded,
     policies::ClientCertificate,
-    worker::{Client, ListenerView, View, Worker},
+    view::{ListenerView, View},
+    worker::{Client, Worker},
 };
 use crate::{
     config::ForwardedPolicy,

@@ -13,6 +13,7 @@ pub mod patience;
 pub mod policies;
 mod relay;
 pub mod route;
+pub mod view;
 pub mod worker;
 
 use std::sync::Arc;
