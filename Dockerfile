@@ -9,12 +9,15 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/portcullis/target \
     cargo build --locked --release --bin portcullis \
-    && install -D -m 0755 target/release/portcullis /out/portcullis
+    && install -D -m 0755 target/release/portcullis /out/portcullis \
+    && install -d -m 0700 /out/state
 
 FROM ${RUNTIME_IMAGE}
 # For `tls.ca = "system"`; the runtime base brings no certificates.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/portcullis /usr/local/bin/portcullis
+# For certificates by ACME: put a volume here, which takes over its owner.
+COPY --from=build --chown=65532:65532 --chmod=0700 /out/state /var/lib/portcullis
 USER 65532:65532
 WORKDIR /etc/portcullis
 EXPOSE 80 443 9090

@@ -44,6 +44,7 @@ fn record() -> Record<'static> {
             cipher: "TLS13_AES_128_GCM_SHA256",
             sni: Some("www.example.com"),
             resumed: false,
+            client: None,
         }),
         method: "GET",
         host: "www.example.com",
@@ -153,6 +154,8 @@ fn whole_flight(c: &mut Criterion) {
         cipher: "TLS13_AES_128_GCM_SHA256",
         sni: Some("www.example.com".to_owned()),
         resumed: false,
+        policy: 0,
+        identity: None,
     };
     let mut client = Client::new(0, record.peer.parse().expect("an address"));
     client.tls = Some(tls);

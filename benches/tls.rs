@@ -4,13 +4,13 @@ use std::{hint::black_box, path::PathBuf};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use portcullis::{
-    config::{Certificate, ListenerTls, TlsVersion},
-    downstream::tls::Certificates,
+    config::{Certificate, ListenerTls, Stamps},
+    downstream::tls::CertificateStore,
 };
-use rustls::pki_types::PrivateKeyDer;
+use rustls::{SignatureScheme, pki_types::PrivateKeyDer};
 
 /// Every second certificate is for a wildcard; one key serves them all, so that the start is fast.
-fn certificates(count: usize) -> Certificates {
+fn certificates(count: usize) -> CertificateStore {
     let pair = rcgen::generate_simple_self_signed(["example.com".to_owned()]).expect("a certificate");
     let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).expect("a key");
     let certificate = |index: usize| Certificate {
@@ -23,20 +23,19 @@ fn certificates(count: usize) -> Certificates {
             _ => format!("*.tenant{index}.example.com"),
         }],
         serial: String::new(),
+        not_before: 0,
         not_after: 0,
+        stamps: Stamps::default(),
     };
-    let tls = ListenerTls {
-        certificates: (0..count).map(certificate).collect(),
-        minimum_version: TlsVersion::Tls12,
-        strict_sni: false,
-    };
-    Certificates::new(&tls).expect("a supported key")
+    let tls = ListenerTls { certificates: (0..count).map(certificate).collect(), ..ListenerTls::default() };
+    CertificateStore::new(&tls).expect("a supported key")
 }
 
 fn find_certificate(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("certificate");
     for count in [10_usize, 10_000] {
         let certificates = certificates(count);
+        let schemes = [SignatureScheme::ECDSA_NISTP256_SHA256];
         let middle = count / 4 * 2;
         let names = [
             ("exact", format!("host{middle}.example.com"), true),
@@ -44,9 +43,9 @@ fn find_certificate(criterion: &mut Criterion) {
             ("unknown", "www.example.org".to_owned(), false),
         ];
         for (kind, name, known) in names {
-            assert_eq!(certificates.find(&name).is_some(), known, "{name}");
+            assert_eq!(certificates.find(&name, &schemes).is_some(), known, "{name}");
             group.bench_function(BenchmarkId::new(kind, count), |bencher| {
-                bencher.iter(|| certificates.find(black_box(&name)));
+                bencher.iter(|| certificates.find(black_box(&name), &schemes));
             });
         }
     }

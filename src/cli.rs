@@ -50,6 +50,9 @@ enum Command {
         /// The configuration file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Take every warning for an error.
+        #[arg(long)]
+        strict: bool,
     },
     /// Run everything embedded: a throw-away certificate and three small backends in the process.
     Demo {
@@ -118,7 +121,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     ExitCode::from(match arguments.command {
         Command::Run { config } => run(&config),
-        Command::Check { config } => check(&config),
+        Command::Check { config, strict } => check(&config, strict),
         Command::Demo { https, admin } => demonstrate(https, admin),
         Command::Firewall { command: FirewallCommand::Export(asked) } => export(&asked),
         Command::Pki(asked) => match pki::run(&asked) {
@@ -133,14 +136,14 @@ pub fn main() -> ExitCode {
 }
 
 fn run(path: &Path) -> u8 {
-    match load(path) {
+    match load(path, false) {
         Ok((config, _)) => serve(config, || {}),
         Err(code) => code,
     }
 }
 
-fn check(path: &Path) -> u8 {
-    match load(path) {
+fn check(path: &Path, strict: bool) -> u8 {
+    match load(path, strict) {
         Ok((config, warnings)) => {
             let end =
                 if warnings.is_empty() { "the configuration is good" } else { "usable, see the warnings" };
@@ -152,7 +155,7 @@ fn check(path: &Path) -> u8 {
 }
 
 fn export(asked: &Export) -> u8 {
-    let config = match load(&asked.config) {
+    let config = match load(&asked.config, false) {
         Ok((config, _)) => config,
         Err(code) => return code,
     };
@@ -189,8 +192,11 @@ fn demonstrate(https: SocketAddr, admin: SocketAddr) -> u8 {
 }
 
 /// Reads a configuration and prints what is wrong with it.
-fn load(path: &Path) -> Result<(Config, Diagnostics), u8> {
-    match config::load(path) {
+fn load(path: &Path, strict: bool) -> Result<(Config, Diagnostics), u8> {
+    let loaded = config::load(path);
+    let loaded =
+        if strict { loaded.and_then(|(config, warnings)| Ok((config, warnings.strict()?))) } else { loaded };
+    match loaded {
         Ok((config, warnings)) => {
             complain(&warnings);
             Ok((config, warnings))

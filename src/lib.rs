@@ -28,6 +28,8 @@ pub mod proxy;
 
 pub mod downstream;
 
+pub mod acme;
+
 pub mod admin;
 
 pub mod app;

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portcullis::downstream::hello::prefers_chacha20;
+use portcullis::downstream::tls::hello::prefers_chacha20;
 use rustls::{CipherSuite, server::Acceptor};
 
 fuzz_target!(|data: &[u8]| {

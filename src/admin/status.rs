@@ -24,13 +24,13 @@ struct ListenerStatus<'s> {
     name: &'s str,
     address: String,
     tls: bool,
-    certificates: Vec<CertificateStatus<'s>>,
+    certificates: Vec<CertificateStatus>,
 }
 
 #[derive(Serialize)]
-struct CertificateStatus<'s> {
-    names: &'s [String],
-    serial: &'s str,
+struct CertificateStatus {
+    names: Vec<String>,
+    serial: String,
     /// Seconds since the epoch.
     not_after: i64,
 }
@@ -63,7 +63,7 @@ pub(super) fn json(admin: &Admin) -> String {
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         state: if admin.draining.load(Ordering::Relaxed) { "draining" } else { "serving" },
-        listeners: admin.config.listeners.iter().map(listener).collect(),
+        listeners: admin.config.listeners.iter().map(|each| listener(admin, each)).collect(),
         clusters: admin.clusters.iter().map(|each| cluster(admin, each)).collect(),
     };
     // WHY: plain structs with string keys always serialise.
@@ -87,16 +87,16 @@ pub(super) fn bans(bans: &[Ban]) -> String {
     serde_json::to_string_pretty(&bans).unwrap_or_default() + "\n"
 }
 
-fn listener(listener: &Listener) -> ListenerStatus<'_> {
-    let certificates = listener.tls.iter().flat_map(|tls| &tls.certificates);
+fn listener<'s>(admin: &Admin, listener: &'s Listener) -> ListenerStatus<'s> {
+    let certificates = admin.metrics.certificates_of(&listener.name).into_iter();
     ListenerStatus {
         name: &listener.name,
         address: listener.address.to_string(),
         tls: listener.tls.is_some(),
         certificates: certificates
             .map(|each| CertificateStatus {
-                names: &each.names,
-                serial: &each.serial,
+                names: each.names,
+                serial: each.serial,
                 not_after: each.not_after,
             })
             .collect(),

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -14,9 +14,12 @@ use tokio::{
 };
 
 use super::{
-    Phase, backend_tls,
+    Phase,
+    acme::Orders,
+    backend_tls,
     bind::{AdminDoor, SocketFile},
-    lists,
+    certificates::Stores,
+    follow, lists,
 };
 use crate::{
     admin::Admin,
@@ -36,6 +39,8 @@ const CUT: Duration = Duration::from_secs(1);
 pub(super) struct Control<'c> {
     pub(super) admin: Arc<Admin>,
     pub(super) admin_door: Option<AdminDoor>,
+    pub(super) certificates: Stores,
+    pub(super) orders: Orders,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) log: &'c AccessLog,
     pub(super) stopper: Stopper,
@@ -81,7 +86,14 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
         tasks.spawn(probe::run(cluster.clone(), all, reporter(cluster, &shard)));
     }
     tasks.spawn(backend_tls::keep(control.admin.clusters.clone()));
+    for task in control.orders.tasks() {
+        tasks.spawn(task);
+    }
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
+    let certificates = control.certificates;
+    let followers = certificates.followers(&control.admin.config);
+    let roll_tickets = move || certificates.roll_tickets(Instant::now());
+    tasks.spawn(follow::keep(followers, control.admin.metrics.clone(), roll_tickets));
     tokio::select! {
         () = signals.end(control.log) => {}
         () = control.stopper.0.notified() => {}

@@ -3,10 +3,13 @@
 //! Nothing is bound before the configuration is known to be good, nothing is spawned before
 //! everything is bound, and a drain ends with the last connection or at its deadline.
 
+mod acme;
 mod backend_tls;
 mod bind;
+mod certificates;
 mod control;
 mod files;
+mod follow;
 mod lists;
 mod privileges;
 mod sandbox;
@@ -27,7 +30,7 @@ use crate::{
     config::Config,
     downstream::tls,
     firewall::Firewall,
-    observe::{AccessLog, CertificateExpiry, Metrics, Shard},
+    observe::{AccessLog, Metrics, Shard},
     upstream::cluster::Cluster,
 };
 
@@ -47,6 +50,7 @@ pub enum StartError {
     Bind { what: String, address: SocketAddr, error: io::Error },
     AdminSocket { path: PathBuf, error: io::Error },
     Tls { what: String, error: String },
+    Acme { name: String, error: String },
     AccessLog(io::Error),
     Privileges(String),
     Thread(io::Error),
@@ -58,6 +62,8 @@ pub struct App {
     admin: Arc<Admin>,
     admin_door: Option<bind::AdminDoor>,
     workers: Vec<worker::Plan>,
+    certificates: certificates::Stores,
+    orders: acme::Orders,
     log: AccessLog,
     phase: watch::Sender<Phase>,
     stopper: Stopper,
@@ -81,10 +87,14 @@ impl App {
         privileges::drop_to(config.user.as_deref(), config.group.as_deref())
             .map_err(StartError::Privileges)?;
         let admin_unix = config.admin.as_ref().map(bind::admin_unix).transpose()?.flatten();
-        sandbox::enter(&config);
         let metrics = Metrics::new(config.workers + 1);
+        let certificates = certificates::Stores::new(&config, &acceptors, &metrics);
+        let challenges = Arc::default();
+        let orders = acme::Orders::open(&config, &certificates, &challenges, &metrics)?;
+        sandbox::enter(&config);
         let log = AccessLog::start(&config.log, &metrics).map_err(StartError::AccessLog)?;
-        announce(&config, &clusters, &metrics, &metrics.shard(config.workers));
+        announce(&clusters, &metrics.shard(config.workers));
+        certificates.announce();
         let phase = watch::Sender::new(Phase::Serve);
         let admissions = worker::admissions(&config, nofile);
         let places = worker::places(&config, nofile);
@@ -109,12 +119,13 @@ impl App {
                 shard: metrics.shard(index),
                 log: log.writer(),
                 places: places.clone(),
+                challenges: challenges.clone(),
                 phase: phase.subscribe(),
             })
             .collect();
         let admin = Admin { config, firewall, clusters, metrics, draining: AtomicBool::new(false) };
         let (admin, admin_door) = (Arc::new(admin), admin_tcp.or(admin_unix));
-        Ok(App { admin, admin_door, workers, log, phase, stopper: Stopper::default() })
+        Ok(App { admin, admin_door, workers, certificates, orders, log, phase, stopper: Stopper::default() })
     }
 
     /// What will be served, with the ports that the kernel chose where 0 was configured.
@@ -141,6 +152,8 @@ impl App {
         let control = control::Control {
             admin: self.admin.clone(),
             admin_door: self.admin_door,
+            certificates: self.certificates,
+            orders: self.orders,
             phase: self.phase,
             log: &self.log,
             stopper: self.stopper,
@@ -177,7 +190,7 @@ fn acceptors(config: &Config) -> Result<Vec<Option<tls::Acceptor>>, StartError> 
 }
 
 /// Fills in the metrics that are there from the start.
-fn announce(config: &Config, clusters: &[Arc<Cluster>], metrics: &Metrics, shard: &Shard) {
+fn announce(clusters: &[Arc<Cluster>], shard: &Shard) {
     for cluster in clusters {
         let unverified = cluster.config.tls.as_ref().is_some_and(|tls| !tls.verify);
         shard.cluster(cluster.name()).set_exposed(cluster.config.is_plaintext(), unverified);
@@ -187,15 +200,6 @@ fn announce(config: &Config, clusters: &[Arc<Cluster>], metrics: &Metrics, shard
             cells.set_weight(backend.weight);
         }
     }
-    let certificates = config.listeners.iter().flat_map(|listener| {
-        listener.tls.iter().flat_map(|tls| &tls.certificates).map(|certificate| CertificateExpiry {
-            listener: listener.name.clone(),
-            name: certificate.names.first().cloned().unwrap_or_default(),
-            serial: certificate.serial.clone(),
-            not_after: certificate.not_after,
-        })
-    });
-    metrics.certificates(certificates.collect());
 }
 
 impl fmt::Display for StartError {
@@ -221,6 +225,9 @@ impl fmt::Display for StartError {
                 write!(f, "the admin address can't listen on unix:{}: {error}", path.display())
             }
             StartError::Tls { what, error } => write!(f, "the TLS of {what} can't be set up: {error}"),
+            StartError::Acme { name, error } => {
+                write!(f, "the certificate of {name} can't be looked after: {error}")
+            }
             StartError::AccessLog(error) => write!(f, "the access log can't be opened: {error}"),
             StartError::Privileges(error) => f.write_str(error),
             StartError::Thread(error) => write!(f, "a thread can't be started: {error}"),

@@ -93,6 +93,10 @@ fn landlock(config: &Config) -> Result<RulesetStatus, RulesetError> {
         .add_rules(path_beneath_rules(readable(config), read))?
         .add_rules(path_beneath_rules(["/dev/null"], BitFlags::from(AccessFs::WriteFile)))?
         .add_rules(path_beneath_rules(log_places(config), AccessFs::WriteFile | AccessFs::MakeReg))?
+        .add_rules(path_beneath_rules(
+            acme_storages(config),
+            read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile,
+        ))?
         .add_rules(path_beneath_rules(socket_folder(config), BitFlags::from(AccessFs::RemoveFile)))?;
     Ok(rules.restrict_self()?.ruleset)
 }
@@ -111,8 +115,16 @@ fn readable(config: &Config) -> Vec<PathBuf> {
 fn files(config: &Config) -> Vec<&Path> {
     let mut files: Vec<&Path> = Vec::new();
     let tls = config.listeners.iter().filter_map(|listener| listener.tls.as_ref());
-    for certificate in tls.flat_map(|tls| &tls.certificates) {
-        files.extend([certificate.chain_file.as_path(), certificate.key_file.as_path()]);
+    for tls in tls {
+        for certificate in &tls.certificates {
+            files.extend([certificate.chain_file.as_path(), certificate.key_file.as_path()]);
+        }
+        files.extend(tls.ticket_keys.as_ref().map(|file| file.path.as_path()));
+        let of_hosts = tls.hosts.iter().filter_map(|host| host.client_auth.as_ref());
+        for auth in tls.client_auth.iter().chain(of_hosts) {
+            files.push(&auth.ca_file);
+            files.extend(auth.crl_file.as_deref());
+        }
     }
     for cluster in &config.clusters {
         files.extend(cluster.tls.iter().flat_map(ClusterTls::files));
@@ -136,6 +148,12 @@ fn log_places(config: &Config) -> Vec<PathBuf> {
         }
         AccessSink::Stdout | AccessSink::Stderr | AccessSink::Off => Vec::new(),
     }
+}
+
+/// Where certificates that come are written: beside their place, then renamed over what is there.
+fn acme_storages(config: &Config) -> impl Iterator<Item = &Path> {
+    let acme = config.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.acme.as_ref());
+    acme.map(|acme| acme.storage.as_path())
 }
 
 /// Where the admin address' socket is removed at the end.

@@ -29,6 +29,7 @@ use crate::{
     firewall::Firewall,
     observe::{LogWriter, Shard, Throttle},
     proxy::{
+        challenges::HttpChallenges,
         load::{Load, Places},
         worker::{View, Worker},
     },
@@ -58,6 +59,7 @@ pub(super) struct Plan {
     pub(super) shard: Shard,
     pub(super) log: LogWriter,
     pub(super) places: Option<Arc<Places>>,
+    pub(super) challenges: Arc<HttpChallenges>,
     pub(super) phase: watch::Receiver<Phase>,
 }
 
@@ -106,10 +108,10 @@ pub(super) fn start(plan: Plan) -> io::Result<JoinHandle<()>> {
 }
 
 async fn run(plan: Plan) {
-    let Plan { index, config, firewall, clusters, doors, shard, log, places, mut phase } = plan;
+    let Plan { index, config, firewall, clusters, doors, shard, log, places, challenges, mut phase } = plan;
     let view = View::new(&config, &firewall, &clusters, &shard, fastrand::u64(..));
     let load = Load::new(places, config.overload.delay);
-    let worker = Rc::new(Worker::new(view, shard, log, load));
+    let worker = Rc::new(Worker::new(view, shard, log, load).answering(challenges));
     for door in doors {
         if let Err(error) = open(&worker, door) {
             tracing::error!("worker {index} can't listen: {error}");

@@ -363,7 +363,7 @@ fn not_verified(cluster: &str, span: Span) -> Problem {
         .help("name who signed the certificates in `ca`; `portcullis pki` makes a CA of your own")
 }
 
-fn trusted(path: &Path, written: &At<PathBuf>, problems: &mut Vec<Problem>) -> Option<TrustedCa> {
+pub(super) fn trusted(path: &Path, written: &At<PathBuf>, problems: &mut Vec<Problem>) -> Option<TrustedCa> {
     let roots = pem::roots(path, written, problems)?;
     Some(TrustedCa::File(path.to_owned(), Arc::new(roots)))
 }

@@ -77,6 +77,12 @@ impl Problem {
         self
     }
 
+    /// Message and notes, for a log.
+    pub(super) fn in_one_line(&self) -> String {
+        let notes = self.notes.iter().map(String::as_str);
+        std::iter::once(self.message.as_str()).chain(notes).collect::<Vec<_>>().join(": ")
+    }
+
     pub fn related(mut self, span: Span, what: &'static str) -> Self {
         self.related.push((span, what));
         self
@@ -111,6 +117,14 @@ impl Diagnostics {
 
     pub fn count(&self, severity: Severity) -> usize {
         self.problems.iter().filter(|problem| problem.severity == severity).count()
+    }
+
+    /// The same with errors in place of warnings; fatal if there is one.
+    pub fn strict(mut self) -> Result<Self, Self> {
+        for problem in &mut self.problems {
+            problem.severity = Severity::Error;
+        }
+        self.check()
     }
 
     /// The same as a result: problems are fatal if one of them is an error.
@@ -324,6 +338,15 @@ a.toml: 1 error
         let text = Diagnostics::new("a", "x = y", problems).to_string();
         let order: Vec<&str> = text.lines().filter(|line| line.contains(": ")).collect();
         assert_eq!(order, ["error: first", "error: second", "warning: third", "a: 2 errors, 1 warning"]);
+    }
+
+    #[test]
+    fn a_strict_check_takes_warnings_for_errors() {
+        let warnings = Diagnostics::new("a", "x = y", vec![Problem::warning(4..5, "looks odd")]);
+        assert!(warnings.clone().check().is_ok());
+        let errors = warnings.strict().unwrap_err().to_string();
+        assert!(errors.starts_with("error: looks odd\n") && errors.ends_with("a: 1 error\n"), "{errors}");
+        assert!(Diagnostics::new("a", "", Vec::new()).strict().is_ok());
     }
 
     #[test]

@@ -11,12 +11,15 @@ use toml::{Spanned, de::DeValue};
 use super::{
     AccessSink, Backend, FirewallTables, ForwardedPolicy, HostMatch, Limits, LogFormat, Overload, Policy,
     Protocol, ProxyProtocol, Sandbox, TlsVersion,
+    acme::{self, WrittenAcme},
     addresses::{backend_address, host_match, network, path_prefix, socket_address},
     admin::{self, WrittenAdmin},
+    client_auth::{self, WrittenClientAuth, WrittenHost},
     cluster_tls::{self, WrittenClusterTls},
     diagnostics::{Problem, Span, quote},
     firewall::{self, WrittenFirewall, WrittenRouteFirewall},
     health::{self, WrittenHealth},
+    hsts,
     identity::{self, IdentityFields},
     limits,
     reader::{At, Table},
@@ -71,8 +74,13 @@ pub(super) struct WrittenListener {
 #[derive(Debug)]
 pub(super) struct WrittenTls {
     pub(super) certificates: Vec<CertificateFiles>,
+    pub(super) acme: Option<WrittenAcme>,
     pub(super) minimum_version: TlsVersion,
     pub(super) strict_sni: bool,
+    pub(super) client_auth: Option<WrittenClientAuth>,
+    pub(super) hosts: Vec<WrittenHost>,
+    pub(super) ticket_keys: Option<At<PathBuf>>,
+    pub(super) hsts: Option<String>,
 }
 
 #[derive(Debug)]
@@ -251,12 +259,22 @@ fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
     if !table.is_written() {
         return None;
     }
-    let elements = table.required_elements("certificates", "[{ chain = \"site.crt\", key = \"site.key\" }]");
+    let acme = acme::read(table.table("acme"));
+    let example = "[{ chain = \"site.crt\", key = \"site.key\" }]";
+    let elements = match acme {
+        Some(_) => table.elements("certificates").unwrap_or_default(),
+        None => table.required_elements("certificates", example),
+    };
     let tables = elements.into_iter().filter_map(|element| table.child("certificates", element));
     let tls = WrittenTls {
         certificates: tables.filter_map(certificate_files).collect(),
+        acme,
         minimum_version: At::or(table.optional("minimum_version", choice(&versions)), TlsVersion::Tls12),
         strict_sni: At::or(table.optional("strict_sni", boolean), false),
+        client_auth: client_auth::read(&mut table),
+        hosts: client_auth::read_hosts(&mut table),
+        ticket_keys: table.optional("ticket_keys", file),
+        hsts: hsts::read(&mut table),
     };
     table.finish();
     Some(tls)
@@ -391,7 +409,11 @@ mod tests {
     fn shown_once(keys: BTreeSet<String>) -> BTreeSet<String> {
         let once = |key: String| match key.strip_prefix("listeners[].") {
             Some(rest) if rest.starts_with("limits.") || rest.starts_with("firewall.") => rest.to_owned(),
-            _ => key,
+            // What a host asks for is what a listener does.
+            Some(rest) => {
+                format!("listeners[].{}", rest.replace("tls.hosts[].client_auth", "tls.client_auth"))
+            }
+            None => key,
         };
         keys.into_iter().map(once).collect()
     }

@@ -6,12 +6,13 @@ use std::{
 };
 
 use super::{
-    AdminAddress, Certificate, Listener, ListenerTls,
-    diagnostics::{Problem, quote},
+    AdminAddress, Certificate, Listener, ListenerTls, acme, client_auth,
+    diagnostics::{Problem, Span, quote},
     file::{File, WrittenListener, WrittenTls},
     firewall::Lists,
     pem,
     reader::At,
+    tickets,
 };
 
 /// The listeners' names in their order: as written, or the address.
@@ -23,6 +24,12 @@ pub(super) fn names(listeners: &[WrittenListener]) -> Vec<String> {
         (None, None) => String::new(),
     };
     listeners.iter().map(name).collect()
+}
+
+/// Where the certificate chains of a listener are named.
+pub(super) fn chain_spans(listener: &WrittenListener) -> Vec<Span> {
+    let files = listener.tls.iter().flat_map(|tls| &tls.certificates);
+    files.map(|files| files.chain.span.clone()).collect()
 }
 
 /// Compares the listeners with each other and with the admin address.
@@ -56,6 +63,7 @@ pub(super) fn check(
         }
         check_redirect(listener, problems);
     }
+    acme::check(listeners, problems);
 }
 
 fn check_redirect(listener: &WrittenListener, problems: &mut Vec<Problem>) {
@@ -111,7 +119,7 @@ pub(super) fn resolve(
 ) -> Option<Listener> {
     let firewall = written.firewall.over(&file.firewall).resolve(lists, problems);
     let tls = match written.tls {
-        Some(tls) => Some(listener_tls(&tls, base, problems)?),
+        Some(tls) => Some(listener_tls(tls, base, problems)?),
         None => None,
     };
     Some(Listener {
@@ -128,11 +136,29 @@ pub(super) fn resolve(
     })
 }
 
-fn listener_tls(written: &WrittenTls, base: &Path, problems: &mut Vec<Problem>) -> Option<ListenerTls> {
+fn listener_tls(written: WrittenTls, base: &Path, problems: &mut Vec<Problem>) -> Option<ListenerTls> {
     let certificates: Vec<Option<Certificate>> =
         written.certificates.iter().map(|files| pem::certificate(files, base, problems)).collect();
+    let acme = match written.acme {
+        Some(acme) => Some(acme::resolve(acme, base, problems)?),
+        None => None,
+    };
+    let client_auth = match &written.client_auth {
+        Some(written) => client_auth::resolve(written, base, problems).map(Some),
+        None => Some(None),
+    };
+    let ticket_keys = match &written.ticket_keys {
+        Some(written) => tickets::resolve(written, base, problems).map(Some),
+        None => Some(None),
+    };
+    let hosts = client_auth::resolve_hosts(&written.hosts, base, problems);
     Some(ListenerTls {
+        acme,
         certificates: certificates.into_iter().collect::<Option<_>>()?,
+        client_auth: client_auth?,
+        ticket_keys: ticket_keys?,
+        hsts: written.hsts.clone(),
+        hosts: hosts?,
         minimum_version: written.minimum_version,
         strict_sni: written.strict_sni,
     })

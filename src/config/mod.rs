@@ -3,13 +3,18 @@
 //! `file.rs` is what was written, `resolve.rs` turns it into the types below, which can't be
 //! wrong; every problem found on the way is a `diagnostics::Problem` with its place in the file.
 
+mod acme;
 mod addresses;
 mod admin;
+mod client_auth;
 mod cluster_tls;
+mod coverage;
 mod diagnostics;
+mod doubts;
 mod file;
 mod firewall;
 mod health;
+mod hsts;
 mod identity;
 mod limits;
 mod listeners;
@@ -18,9 +23,12 @@ mod pem;
 mod reader;
 mod resolve;
 mod routes;
+mod stamps;
 mod suggest;
 mod summary;
 mod syntax;
+mod tickets;
+mod tls;
 mod values;
 
 use std::{
@@ -31,6 +39,7 @@ use std::{
 };
 
 pub use self::{
+    acme::{Acme, AcmeAccount, AcmeChallenge, AcmeEab},
     admin::Token,
     cluster_tls::{
         ClientAuthority, ClientCertificate, ClusterTls, PinnedName, RevocationLists, TrustedCa, private_ca,
@@ -39,6 +48,9 @@ pub use self::{
     identity::{IdentityFields, is_identity},
     networks::{ListError, Networks, Verdict},
     pem::date_text,
+    stamps::Stamps,
+    tickets::{TicketFile, TicketSecret},
+    tls::{Certificate, ClientAuth, ClientAuthMode, ClientIdentity, HostTls, ListenerTls, TlsVersion},
 };
 
 /// Reads a configuration file and the files it names.
@@ -272,36 +284,6 @@ pub struct BanRule {
     pub after: u32,
     pub window: Duration,
     pub duration: Duration,
-}
-
-#[derive(Debug)]
-pub struct ListenerTls {
-    /// Never empty; the first one is the default.
-    pub certificates: Vec<Certificate>,
-    pub minimum_version: TlsVersion,
-    pub strict_sni: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsVersion {
-    Tls12,
-    Tls13,
-}
-
-/// A certificate chain with the key that matches it, read and checked.
-#[derive(Debug)]
-pub struct Certificate {
-    pub chain_file: PathBuf,
-    pub key_file: PathBuf,
-    /// Leaf first.
-    pub chain: Vec<rustls::pki_types::CertificateDer<'static>>,
-    pub key: rustls::pki_types::PrivateKeyDer<'static>,
-    /// DNS names and addresses of the leaf's subject alternative names, lower case, no final dot.
-    pub names: Vec<String>,
-    /// Hexadecimal.
-    pub serial: String,
-    /// Seconds since the epoch.
-    pub not_after: i64,
 }
 
 /// From where on new work is turned away, of the whole process.

@@ -23,8 +23,9 @@ use x509_parser::{
 };
 
 use super::{
-    Certificate,
+    Certificate, Stamps,
     diagnostics::{Problem, Span, quote},
+    doubts,
     file::CertificateFiles,
     reader::At,
 };
@@ -47,9 +48,9 @@ pub(super) fn certificate(
     base: &Path,
     problems: &mut Vec<Problem>,
 ) -> Option<Certificate> {
-    let (certificate, facts) = pair(files, base, problems)?;
-    problems.extend(facts.doubts(&certificate.chain_file, &files.chain.span, "clients"));
-    problems.extend(facts.nameless(&certificate.chain_file, &files.chain.span));
+    let certificate = pair(files, base, problems)?;
+    problems.extend(doubts::of(&certificate, &files.chain.span, "clients"));
+    problems.extend(doubts::nameless(&certificate, &files.chain.span));
     Some(certificate)
 }
 
@@ -59,39 +60,95 @@ pub(super) fn client_certificate(
     base: &Path,
     problems: &mut Vec<Problem>,
 ) -> Option<Certificate> {
-    let (certificate, facts) = pair(files, base, problems)?;
-    problems.extend(facts.doubts(&certificate.chain_file, &files.chain.span, "backends"));
+    let certificate = pair(files, base, problems)?;
+    problems.extend(doubts::of(&certificate, &files.chain.span, "backends"));
     Some(certificate)
 }
 
 /// Reads the authority of the private CA that balancers have; a group of them may share its key.
 pub(super) fn client_authority(files: &CertificateFiles, problems: &mut Vec<Problem>) -> Option<Certificate> {
     problems.extend(check_access(&files.key.value, &files.key.span, "the private key", 0o026));
-    let (certificate, facts) = unguarded_pair(files, Path::new(""), problems)?;
-    problems.extend(facts.doubts(&certificate.chain_file, &files.chain.span, "backends"));
+    let certificate = unguarded_pair(files, Path::new(""), problems)?;
+    problems.extend(doubts::of(&certificate, &files.chain.span, "backends"));
     Some(certificate)
 }
 
-fn pair(files: &CertificateFiles, base: &Path, problems: &mut Vec<Problem>) -> Option<(Certificate, Facts)> {
+fn pair(files: &CertificateFiles, base: &Path, problems: &mut Vec<Problem>) -> Option<Certificate> {
     problems.extend(check_mode(&base.join(&files.key.value), &files.key.span, "the private key"));
     unguarded_pair(files, base, problems)
 }
 
 /// Certificate and key, whoever else may read the key.
-fn unguarded_pair(
-    files: &CertificateFiles,
-    base: &Path,
-    problems: &mut Vec<Problem>,
-) -> Option<(Certificate, Facts)> {
+fn unguarded_pair(files: &CertificateFiles, base: &Path, problems: &mut Vec<Problem>) -> Option<Certificate> {
     let (chain_file, key_file) = (base.join(&files.chain.value), base.join(&files.key.value));
+    let stamps = Stamps::of(vec![chain_file.clone(), key_file.clone()]);
     let chain = reported(read_chain(&chain_file, &files.chain), problems);
     let key = reported(read_key(&key_file, &files.key), problems);
     let chain = chain?;
     let facts = reported(Facts::read(&chain, &chain_file, &files.chain.span), problems)?;
     let key = key?;
     reported(check_match(&chain, &key, &chain_file, files), problems)?;
-    let (names, serial, not_after) = (facts.names.clone(), facts.serial.clone(), facts.not_after);
-    Some((Certificate { chain_file, key_file, chain, key, names, serial, not_after }, facts))
+    Some(Certificate { stamps, ..facts.certificate((chain_file, key_file), chain, key) })
+}
+
+impl Certificate {
+    /// Reads the files of a certificate anew while it is served. What clients would refuse is an error
+    /// here: the one in force is better.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn load(chain_file: &Path, key_file: &Path) -> Result<Self, String> {
+        let at = |path: &Path| At { value: path.to_owned(), span: 0..0 };
+        let files = CertificateFiles { chain: at(chain_file), key: at(key_file) };
+        let mut problems = Vec::new();
+        match unguarded_pair(&files, Path::new(""), &mut problems) {
+            Some(certificate) => certificate.check_dates().map(|()| certificate),
+            None => Err(problems.first().map_or_else(String::new, Problem::in_one_line)),
+        }
+    }
+
+    /// A certificate that comes from no file: leaf first, with its key.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn from_der(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, String> {
+        let nowhere = || At { value: PathBuf::new(), span: 0..0 };
+        let files = CertificateFiles { chain: nowhere(), key: nowhere() };
+        let checked = Facts::read(&chain, Path::new(""), &files.chain.span)
+            .and_then(|facts| check_match(&chain, &key, Path::new(""), &files).map(|()| facts));
+        let facts = checked.map_err(|problem| problem.in_one_line())?;
+        Ok(facts.certificate((PathBuf::new(), PathBuf::new()), chain, key))
+    }
+
+    /// Reads a text that holds a key and its chain, leaf first.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
+        let items: Result<Vec<Item>, _> = rustls_pemfile::read_all(&mut &*pem).collect();
+        let items = items.map_err(|error| error.to_string())?;
+        let key = items.iter().find_map(private_key).ok_or("it has no private key")?;
+        let chain = items
+            .into_iter()
+            .filter_map(|item| if let Item::X509Certificate(one) = item { Some(one) } else { None });
+        Self::from_der(chain.collect(), key)
+    }
+
+    /// Refuses what clients refuse.
+    fn check_dates(&self) -> Result<(), String> {
+        let now = now();
+        match () {
+            () if self.not_after < now => Err(format!("it expired on {}", date_text(self.not_after))),
+            () if self.not_before > now => {
+                Err(format!("it is not valid before {}", date_text(self.not_before)))
+            }
+            () if self.names.is_empty() => Err("it has no subject alternative names".to_owned()),
+            () => Ok(()),
+        }
+    }
 }
 
 /// Reads the certificates that a cluster's backends are verified against.
@@ -320,29 +377,22 @@ impl Facts {
         })
     }
 
-    /// What makes `peers` refuse the certificate.
-    fn doubts(&self, path: &Path, span: &Span, peers: &str) -> Vec<Problem> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
-        let path = quote_path(path);
-        let mut doubts = Vec::new();
-        if self.not_after < now {
-            let message = format!("the certificate in {path} expired on {}", date_text(self.not_after));
-            doubts.push(Problem::warning(span.clone(), message).help(format!("renew it; {peers} refuse it")));
-        }
-        if self.not_before > now {
-            let message =
-                format!("the certificate in {path} is not valid before {}", date_text(self.not_before));
-            doubts.push(Problem::warning(span.clone(), message).help("check the clock of this machine"));
-        }
-        doubts
+    fn certificate(
+        self,
+        (chain_file, key_file): (PathBuf, PathBuf),
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Certificate {
+        let Facts { names, serial, not_before, not_after } = self;
+        let stamps = Stamps::default();
+        Certificate { chain_file, key_file, chain, key, names, serial, not_before, not_after, stamps }
     }
+}
 
-    fn nameless(&self, path: &Path, span: &Span) -> Option<Problem> {
-        let message = format!("the certificate in {} has no subject alternative names", quote_path(path));
-        let problem = Problem::warning(span.clone(), message).help("issue one that has; clients refuse it");
-        self.names.is_empty().then_some(problem)
-    }
+/// Seconds since the epoch.
+pub(super) fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 fn alternative_name(name: &GeneralName<'_>) -> Option<String> {

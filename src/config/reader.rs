@@ -68,6 +68,12 @@ pub(super) enum Switch<'t> {
     Table(Table<'t>),
 }
 
+/// What may be written as one value, or as a table that says more.
+pub(super) enum ValueOrTable<'t, T> {
+    Value(At<T>),
+    Table(Table<'t>),
+}
+
 /// A value that may be a certain word or a table.
 pub(super) enum WordOr<'t> {
     Word(Span),
@@ -183,7 +189,7 @@ impl<'t> Table<'t> {
     }
 
     /// Returns the elements of a list as they stand; `None` if the key isn't written.
-    fn elements(&mut self, key: &'static str) -> Option<Vec<&'t Spanned<DeValue<'t>>>> {
+    pub(super) fn elements(&mut self, key: &'static str) -> Option<Vec<&'t Spanned<DeValue<'t>>>> {
         let (_, value) = self.take(key)?;
         if let DeValue::Array(values) = value.get_ref() {
             return Some(values.iter().collect());
@@ -265,6 +271,21 @@ impl<'t> Table<'t> {
                 self.reader.refuse(key, value, Refusal::new("a table, true or false"));
                 None
             }
+        }
+    }
+
+    /// A value that may be a table instead; `None` if it isn't written or has a problem.
+    pub(super) fn value_or_table<T>(
+        &mut self,
+        key: &'static str,
+        convert: impl FnOnce(&DeValue<'_>) -> Result<T, Refusal>,
+    ) -> Option<ValueOrTable<'t, T>> {
+        let (_, value) = self.take(key)?;
+        match value.get_ref() {
+            DeValue::Table(entries) => {
+                Some(ValueOrTable::Table(self.inner(entries, value, self.place.below(key))))
+            }
+            _ => self.convert(key, value, convert).map(ValueOrTable::Value),
         }
     }
 

@@ -8,8 +8,9 @@ use std::{
 };
 
 use super::{
-    AccessSink, Backend, Cluster, Config, Log, Protocol, admin,
+    AccessSink, Backend, Cluster, Config, Log, Protocol, acme, admin,
     cluster_tls::Trust,
+    coverage,
     diagnostics::{Problem, quote},
     file::{File, WrittenCluster, WrittenLog},
     firewall::Lists,
@@ -32,11 +33,18 @@ pub(super) fn resolve(
     let names = listeners::names(&file.listeners);
     let mut lists = Lists::new(base);
     let routes = if is_broken { None } else { routes::resolve(&file, &names, &mut lists, problems) };
+    let acme_spans = acme::spans(&file.listeners);
+    let chains: Vec<_> = file.listeners.iter().map(listeners::chain_spans).collect();
     let listeners: Vec<_> = std::mem::take(&mut file.listeners)
         .into_iter()
         .zip(names)
         .map(|(written, name)| listeners::resolve(written, name, &file, &mut lists, (base, problems)))
         .collect();
+    acme::check_shared(&listeners, &acme_spans, problems);
+    let listeners = listeners.into_iter().collect::<Option<Vec<_>>>();
+    if let (Some(routes), Some(listeners)) = (&routes, &listeners) {
+        coverage::check((routes, &file.routes), listeners, &chains, problems);
+    }
     let log = log(file.log, base, problems);
     let admin = file.admin.map(|written| admin::resolve(written, base, problems));
     let mut trust = Trust::new(base, &file.pki);
@@ -53,7 +61,7 @@ pub(super) fn resolve(
             None => None,
         },
         log,
-        listeners: listeners.into_iter().collect::<Option<_>>()?,
+        listeners: listeners?,
         routes: routes?,
         clusters: clusters.into_iter().collect::<Option<_>>()?,
         drain_timeout: file.drain_timeout,

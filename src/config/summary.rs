@@ -3,8 +3,9 @@
 use std::{cmp::Reverse, fmt::Write, ops::RangeInclusive};
 
 use super::{
-    AdminAddress, Check, ClientCertificate, Cluster, ClusterTls, Config, Health, HostMatch, Listener, Policy,
-    Protocol, Route, TlsVersion, TrustedCa, diagnostics::printable, pem::date_text,
+    Acme, AcmeChallenge, AdminAddress, Check, ClientCertificate, Cluster, ClusterTls, Config, Health,
+    HostMatch, Listener, Policy, Protocol, Route, TlsVersion, TrustedCa, diagnostics::printable,
+    pem::date_text,
 };
 
 impl Config {
@@ -77,7 +78,17 @@ fn listener_lines(listener: &Listener) -> Vec<String> {
         let (names, file) = (certificate.names.join(", "), certificate.chain_file.display());
         format!("    {names}  until {}  ({file})", date_text(certificate.not_after))
     });
-    std::iter::once(format!("  {name}{address}  {kind}{headers}")).chain(certificates).collect()
+    let acme = listener.tls.iter().filter_map(|tls| tls.acme.as_ref()).map(acme_line);
+    std::iter::once(format!("  {name}{address}  {kind}{headers}")).chain(certificates).chain(acme).collect()
+}
+
+fn acme_line(acme: &Acme) -> String {
+    let challenge = match acme.challenge {
+        AcmeChallenge::TlsAlpn01 => "tls-alpn-01",
+        AcmeChallenge::Http01 => "http-01",
+    };
+    let (domains, storage) = (acme.domains.join(", "), acme.storage.display());
+    format!("    {domains}  from {} by {challenge}, kept in {storage}", acme.account.directory)
 }
 
 fn cluster_lines(cluster: &Cluster) -> Vec<String> {

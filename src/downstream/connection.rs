@@ -84,6 +84,9 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
     };
     let accepted = handshake(&worker, listener, &acceptor, stream).await;
     let Some((stream, facts)) = accepted else { return };
+    if tls::is_challenge(&stream) {
+        return;
+    }
     client.tls = Some(facts);
     let chose_h2 = tls::is_h2(&stream);
     let transport = Transport::DownstreamTls(stream);

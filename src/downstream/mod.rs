@@ -6,5 +6,4 @@ mod announcement;
 mod connection;
 mod h1;
 mod h2;
-pub mod hello;
 pub mod tls;

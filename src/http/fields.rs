@@ -42,6 +42,8 @@ pub enum FieldId {
     XPortcullisReason,
     XRequestId,
     Accept,
+    /// One of those in which backends learn who the client's certificate is for.
+    ClientIdentity,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -385,6 +387,13 @@ impl FieldId {
             b"proxy-authenticate" => FieldId::ProxyAuthenticate,
             b"proxy-authorization" => FieldId::ProxyAuthorization,
             b"x-portcullis-reason" => FieldId::XPortcullisReason,
+            b"client-cert"
+            | b"client-cert-chain"
+            | b"x-client-cert-san"
+            | b"x-client-cert-serial"
+            | b"x-client-cert-subject"
+            | b"x-client-cert-verified"
+            | b"x-client-cert-fingerprint" => FieldId::ClientIdentity,
             _ => FieldId::Other,
         }
     }
@@ -410,6 +419,8 @@ mod tests {
             "Transfer*Encoding",
             "ho_st",
             "x-forwarded_anything",
+            "x_client_cert_subject",
+            "Client.Cert",
         ];
         for name in spoofs {
             assert!(!may_pass(name.as_bytes(), Underscores::Drop), "{name}");

@@ -3,6 +3,7 @@
 pub mod buffer;
 pub mod deadline;
 pub mod exchange;
+pub mod fetch;
 pub mod fields;
 pub mod h1;
 pub mod h2;

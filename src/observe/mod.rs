@@ -14,10 +14,10 @@ pub use access_log::{AccessLog, LogWriter};
 pub use escape::Quoted;
 pub use metrics::{
     BackendCells, BackendTotals, CertificateExpiry, ClusterCells, ListenerCells, Metrics, NO_ROUTE,
-    RouteCells, SeriesOwner, Shard,
+    RouteCells, SeriesOwner, Shard, TlsFile,
 };
 pub use program_log::{Throttle, start_program_log};
-pub use record::{Record, TlsInfo};
+pub use record::{ClientInfo, Record, TlsInfo};
 
 /// What a client speaks with us: the `protocol` of metrics and of the access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

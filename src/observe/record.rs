@@ -57,6 +57,17 @@ pub struct TlsInfo<'a> {
     pub cipher: &'static str,
     pub sni: Option<&'a str>,
     pub resumed: bool,
+    /// The certificate that the client showed.
+    pub client: Option<ClientInfo<'a>>,
+}
+
+/// A client certificate that was verified.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientInfo<'a> {
+    /// As in RFC 4514.
+    pub subject: &'a str,
+    /// SHA-256 of the certificate, in hexadecimal.
+    pub fingerprint: &'a str,
 }
 
 impl Record<'_> {
@@ -119,7 +130,15 @@ impl Record<'_> {
         out.extend_from_slice(tls.cipher.as_bytes());
         out.extend_from_slice(b"\",\"sni\":");
         write_or(NULL, tls.sni.map(str::as_bytes), out);
-        out.extend_from_slice(if tls.resumed { b",\"resumed\":true}" } else { b",\"resumed\":false}" });
+        out.extend_from_slice(if tls.resumed { b",\"resumed\":true" } else { b",\"resumed\":false" });
+        if let Some(client) = &tls.client {
+            out.extend_from_slice(b",\"client\":{\"subject\":");
+            quoted(client.subject.as_bytes(), out);
+            out.extend_from_slice(b",\"fingerprint\":");
+            quoted(client.fingerprint.as_bytes(), out);
+            out.push(b'}');
+        }
+        out.push(b'}');
     }
 
     fn write_outcome(&self, out: &mut Vec<u8>) {
@@ -303,6 +322,7 @@ mod tests {
                 cipher: "TLS13_AES_128_GCM_SHA256",
                 sni: Some("example.com"),
                 resumed: true,
+                client: None,
             }),
             method: "GET",
             host: "example.com",
@@ -495,7 +515,7 @@ mod tests {
             micros in any::<u32>(),
         ) {
             let [listener, method, host, path, query, route, sni, request_id] = texts.each_ref().map(String::as_str);
-            let tls = Some(TlsInfo { version: "TLSv1.2", cipher: "x", sni: Some(sni), resumed: false });
+            let tls = Some(TlsInfo { version: "TLSv1.2", cipher: "x", sni: Some(sni), resumed: false, client: None });
             let line = json(&Record {
                 duration: Duration::from_micros(u64::from(micros)),
                 user_agent: agent.as_deref(),

@@ -52,6 +52,21 @@ pub async fn redirect<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, pati
     send(flight, down, (head, body), patience).await;
 }
 
+/// Sends the proof that a challenge asks for.
+pub async fn prove<D: Downstream>(
+    flight: &mut Flight<'_>,
+    down: &mut D,
+    proof: &str,
+    patience: &mut Patience<'_>,
+) {
+    flight.status = Some(StatusCode::OK.as_u16());
+    let mut head = ResponseHead { body: BodyLength::Exact(proof.len() as u64), ..ResponseHead::default() };
+    head.fields.push(b"content-type", b"application/octet-stream");
+    head.fields.push(b"content-length", proof.len().to_string().as_bytes());
+    head.fields.push(b"date", httpdate::fmt_http_date(std::time::SystemTime::now()).as_bytes());
+    send(flight, down, (head, proof.to_owned()), patience).await;
+}
+
 fn location(flight: &Flight<'_>) -> Option<String> {
     let head = &flight.head;
     if head.host.is_empty() {
@@ -67,9 +82,10 @@ fn location(flight: &Flight<'_>) -> Option<String> {
 async fn send<D: Downstream>(
     flight: &mut Flight<'_>,
     down: &mut D,
-    (head, body): (ResponseHead, String),
+    (mut head, body): (ResponseHead, String),
     patience: &mut Patience<'_>,
 ) {
+    flight.add_hsts(&mut head);
     let is_head = flight.head.method == http::Method::HEAD;
     let skipped = poll_fn(|cx| Poll::Ready(skip_body(cx, down))).await;
     if !skipped || flight.worker.is_draining() {

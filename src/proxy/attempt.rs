@@ -296,6 +296,7 @@ async fn respond<D: Downstream, U: Respond>(
     if flight.worker.is_draining() {
         relay.down.close_after_reply();
     }
+    flight.add_hsts(response);
     relay.down.send_head(response).map_err(|_: io::Error| Reason::ClientClosed)?;
     relay.body().await
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     client, forwarded,
+    policies::ClientCertificate,
     worker::{Client, ListenerView, View, Worker},
 };
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     error::Reason,
     http::{
         fields::FieldId,
-        message::{RequestHead, Version},
+        message::{RequestHead, ResponseHead, Version},
     },
     observe::{Protocol, Record, TlsInfo},
 };
@@ -116,6 +117,32 @@ impl<'c> Flight<'c> {
         self.view.config.listeners[self.client.listener].limits.body_bytes
     }
 
+    /// Adds what browsers are to be told of the listener, unless the backend has said it.
+    pub fn add_hsts(&self, head: &mut ResponseHead) {
+        let tls = self.view.config.listeners[self.client.listener].tls.as_ref();
+        if let Some(value) = tls.and_then(|tls| tls.hsts.as_ref())
+            && head.fields.find(b"strict-transport-security").is_none()
+        {
+            head.fields.push(b"strict-transport-security", value.as_bytes());
+        }
+    }
+
+    /// Whether the connection was made under the policy of the request's host.
+    pub fn may_carry(&self) -> bool {
+        match (&self.listener().policies, &self.client.tls) {
+            (Some(policies), Some(tls)) => policies.allows(tls.policy, &self.head.host),
+            (None, _) | (_, None) => true,
+        }
+    }
+
+    /// Who the client is by its certificate, where the request's host asks for one.
+    pub fn identity(&self) -> Option<&ClientCertificate> {
+        let tls = self.client.tls.as_ref()?;
+        let identity = tls.identity.as_deref()?;
+        let policies = self.listener().policies.as_ref();
+        policies.is_none_or(|all| all.of(&self.head.host) == tls.policy).then_some(identity)
+    }
+
     /// The id to forward and to log: ours, or the one that a trusted peer sent.
     pub fn id(&self) -> &[u8] {
         let sent = if self.trusted { self.head.fields.get(FieldId::XRequestId) } else { None };
@@ -179,6 +206,7 @@ impl<'c> Flight<'c> {
                 cipher: tls.cipher,
                 sni: tls.sni.as_deref(),
                 resumed: tls.resumed,
+                client: tls.identity.as_deref().and_then(ClientCertificate::for_log),
             }),
             method: if self.unparsed { "" } else { self.head.method.as_str() },
             host: if self.unparsed { "" } else { &self.head.host },

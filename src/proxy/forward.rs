@@ -53,6 +53,8 @@ fn passes(flight: &Flight<'_>, id: FieldId) -> bool {
         | FieldId::Forwarded
         | FieldId::XForwardedFor
         | FieldId::XRequestId => false,
+        // A trusted peer may have asked for the certificate itself.
+        FieldId::ClientIdentity => flight.trusted && flight.identity().is_none(),
         FieldId::XForwardedHost | FieldId::XForwardedProto => {
             flight.trusted && flight.forwarded_policy().sets_x_forwarded()
         }
@@ -69,6 +71,13 @@ fn ours(flight: &Flight<'_>, each: &mut dyn FnMut(&'static str, &[u8])) {
     }
     if policy.sets_rfc7239() {
         forwarded(flight, each);
+    }
+    if flight.client.tls.is_some()
+        && let Some(identity) = flight.identity()
+    {
+        for (name, value) in &identity.fields {
+            each(name, value);
+        }
     }
     each(
         "via",

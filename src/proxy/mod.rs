@@ -2,6 +2,7 @@
 
 mod answer;
 mod attempt;
+pub mod challenges;
 pub mod client;
 pub mod flight;
 mod forward;
@@ -9,12 +10,16 @@ pub mod forwarded;
 mod hold;
 pub mod load;
 pub mod patience;
+pub mod policies;
 mod relay;
 pub mod route;
 pub mod worker;
 
+use std::sync::Arc;
+
 use attempt::Failed;
 use flight::Flight;
+use http::Method;
 use patience::Patience;
 use tokio::time::Instant;
 
@@ -35,10 +40,16 @@ pub async fn serve<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patienc
 }
 
 async fn respond<D: Downstream>(flight: &mut Flight<'_>, down: &mut D, patience: &mut Patience<'_>) {
+    if let Some(proof) = challenge(flight) {
+        return answer::prove(flight, down, &proof, patience).await;
+    }
     let redirects = flight.view.config.listeners[flight.client.listener].redirect_to_https;
     let cluster = if redirects { None } else { route(flight) };
     if let Err(reason) = admit(flight) {
         return answer::answer(flight, down, reason, patience).await;
+    }
+    if !flight.may_carry() {
+        return answer::answer(flight, down, Reason::Misdirected, patience).await;
     }
     if redirects {
         return answer::redirect(flight, down, patience).await;
@@ -88,6 +99,13 @@ pub async fn refuse<D: Downstream>(
 ) {
     answer::answer(flight, down, reason, patience).await;
     flight.ended = Some(Instant::now());
+}
+
+/// What a certificate directory asks for on a clear-text listener: before routes and their rules, since it comes from
+/// addresses that nobody knows beforehand, and learns nothing but what it is waiting for.
+fn challenge(flight: &Flight<'_>) -> Option<Arc<str>> {
+    let asks = flight.client.tls.is_none() && flight.head.method == Method::GET;
+    if asks { flight.worker.challenges.answer(flight.head.path()) } else { None }
 }
 
 /// Asks the firewall; a dry run only counts.

@@ -25,7 +25,9 @@ use crate::{
         BackendCells, ClusterCells, ListenerCells, LogWriter, NO_ROUTE, Quoted, Record, RouteCells, Shard,
     },
     proxy::{
+        challenges::HttpChallenges,
         load::{Load, Place},
+        policies::{ClientCertificate, ClientPolicies},
         route::RouteTable,
     },
     upstream::{
@@ -47,6 +49,8 @@ const KEPT_DEADLINES: usize = 64;
 pub struct Worker {
     pub shard: Shard,
     load: Load,
+    /// What clear-text listeners prove to certificate directories.
+    pub challenges: Arc<HttpChallenges>,
     view: RefCell<Rc<View>>,
     log: RefCell<LogWriter>,
     random: RefCell<fastrand::Rng>,
@@ -105,6 +109,8 @@ pub struct ListenerView {
     pub handshakes: tokio::sync::Semaphore,
     /// Where `redirect_to_https` sends: the port of a TLS listener.
     pub https_port: Option<u16>,
+    /// Where its hosts ask for different client certificates.
+    pub policies: Option<ClientPolicies>,
     unrouted: OnceCell<Arc<RouteCells>>,
     routed: Vec<OnceCell<Arc<RouteCells>>>,
 }
@@ -132,6 +138,7 @@ impl Worker {
         Worker {
             shard,
             load,
+            challenges: Arc::default(),
             view: RefCell::new(Rc::new(view)),
             log: RefCell::new(log),
             random: RefCell::new(fastrand::Rng::new()),
@@ -144,6 +151,11 @@ impl Worker {
             deadlines: RefCell::default(),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
         }
+    }
+
+    /// The same worker, that answers these challenges.
+    pub fn answering(self, challenges: Arc<HttpChallenges>) -> Self {
+        Worker { challenges, ..self }
     }
 
     /// The snapshot in force.
@@ -360,6 +372,7 @@ impl ListenerView {
             limits: request_limits(listener),
             handshakes: tokio::sync::Semaphore::new(listener.limits.concurrent_handshakes),
             https_port,
+            policies: listener.tls.as_ref().map(ClientPolicies::new).filter(ClientPolicies::differ),
             unrouted: OnceCell::new(),
             routed: (0..config.routes.len()).map(|_| OnceCell::new()).collect(),
         }
@@ -447,6 +460,10 @@ pub struct TlsFacts {
     pub cipher: &'static str,
     pub sni: Option<String>,
     pub resumed: bool,
+    /// Under which of the listener's policies the handshake was.
+    pub policy: usize,
+    /// Where a client certificate was asked for.
+    pub identity: Option<Box<ClientCertificate>>,
 }
 
 impl Client {

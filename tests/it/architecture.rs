@@ -13,7 +13,7 @@ use std::{
 const FILE_LINES: usize = 500;
 
 /// The modules and which of the others each may use.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("error", &[]),
     ("config", &["error"]),
     ("observe", &["error", "config"]),
@@ -23,19 +23,37 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("upstream", &["error", "config", "observe", "http", "pki"]),
     ("proxy", &["error", "config", "observe", "firewall", "http", "upstream"]),
     ("downstream", &["error", "config", "observe", "firewall", "http", "upstream", "proxy"]),
+    ("acme", &["config", "observe", "http", "upstream", "proxy", "downstream"]),
     ("admin", &["error", "config", "observe", "firewall", "http", "upstream"]),
-    ("app", &["error", "config", "observe", "firewall", "http", "upstream", "proxy", "downstream", "admin"]),
+    (
+        "app",
+        &[
+            "error",
+            "config",
+            "observe",
+            "firewall",
+            "http",
+            "upstream",
+            "proxy",
+            "downstream",
+            "acme",
+            "admin",
+        ],
+    ),
     ("demo", &["config", "http"]),
     ("cli", &["config", "observe", "firewall", "pki", "app", "demo"]),
 ];
 
 /// Where each dependency may be named: files and folders below `src`; empty for everywhere.
-const HOMES: [(&str, &[&str]); 36] = [
-    ("arc_swap", &["firewall/mod.rs", "upstream/cluster.rs", "upstream/tls/"]),
-    ("bytes", &["http/"]),
+const HOMES: [(&str, &[&str]); 39] = [
+    ("arc_swap", &["downstream/tls/", "firewall/mod.rs", "upstream/cluster.rs", "upstream/tls/"]),
+    // As the provider of rustls, mostly.
+    ("aws_lc_rs", &["config/client_auth.rs", "config/pem.rs", "downstream/tls/", "pki/", "upstream/tls/"]),
+    ("base64", &["config/acme.rs"]),
+    ("bytes", &["acme/client.rs", "http/"]),
     ("clap", &["cli.rs", "cli/"]),
-    ("fastrand", &["app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
-    ("foldhash", &["proxy/route.rs"]),
+    ("fastrand", &["acme/", "app/", "demo.rs", "proxy/worker.rs", "upstream/"]),
+    ("foldhash", &["proxy/policies.rs", "proxy/route.rs"]),
     ("futures_util", &["downstream/h2.rs"]),
     ("h2", &["http/"]),
     ("http", &[]),
@@ -44,6 +62,7 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("httpdate", &["proxy/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
+    ("instant_acme", &["acme/"]),
     (
         "ipnet",
         &["cli.rs", "config/", "firewall/export.rs", "pki/names.rs", "proxy/client.rs", "proxy/forwarded.rs"],
@@ -54,15 +73,18 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("mimalloc", &["main.rs"]),
     ("nix", &["app/", "cli/pki.rs"]),
     ("prometheus", &["observe/metrics/"]),
-    ("rcgen", &["demo.rs", "pki/"]),
+    ("rcgen", &["acme/", "demo.rs", "pki/"]),
     // The types of certificates and keys are in the resolved configuration.
     (
         "rustls",
         &[
+            "config/client_auth.rs",
             "config/cluster_tls.rs",
+            "config/doubts.rs",
             "config/mod.rs",
             "config/pem.rs",
-            "downstream/tls.rs",
+            "config/tls.rs",
+            "downstream/tls/",
             "http/tls_stream.rs",
             "pki/",
             "upstream/tls/",
@@ -71,8 +93,8 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("rustls_native_certs", &["upstream/tls/mod.rs"]),
     ("rustls_pemfile", &["config/pem.rs"]),
     ("seccompiler", &["app/sandbox/calls.rs"]),
-    ("serde", &["admin/", "config/"]),
-    ("serde_json", &["admin/", "observe/"]),
+    ("serde", &["acme/", "admin/", "config/"]),
+    ("serde_json", &["acme/", "admin/", "observe/"]),
     ("socket2", &["app/bind.rs"]),
     ("subtle", &["admin/mod.rs"]),
     ("tokio", &[]),
@@ -81,7 +103,16 @@ const HOMES: [(&str, &[&str]); 36] = [
     ("toml", &["config/"]),
     ("tracing", &[]),
     ("tracing_subscriber", &["observe/program_log.rs"]),
-    ("x509_parser", &["config/pem.rs", "pki/", "upstream/tls/verify.rs"]),
+    (
+        "x509_parser",
+        &[
+            "config/doubts.rs",
+            "config/pem.rs",
+            "downstream/tls/identity.rs",
+            "pki/",
+            "upstream/tls/verify.rs",
+        ],
+    ),
     ("portcullis", &["main.rs"]),
 ];
 

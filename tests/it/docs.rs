@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use portcullis::{
     error::{Blame, Reason},
-    observe::{CertificateExpiry, Metrics, Protocol},
+    observe::{CertificateExpiry, Metrics, Protocol, TlsFile},
 };
 
 fn read(path: &str) -> String {
@@ -76,9 +76,12 @@ fn busy() -> std::sync::Arc<Metrics> {
     backend.set_up(true);
     backend.set_weight(1);
     backend.probe("ok", took);
+    metrics.acme_order("https", "ok");
+    metrics.acme_plan("https", 1, 0);
+    metrics.tls_file_loaded(TlsFile::Certificate, true);
     metrics.certificates(vec![CertificateExpiry {
         listener: "https".to_owned(),
-        name: "example.com".to_owned(),
+        names: vec!["example.com".to_owned()],
         serial: "0a".to_owned(),
         not_after: 1,
     }]);

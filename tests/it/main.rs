@@ -6,15 +6,19 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acme;
 mod architecture;
 mod backend_tls;
 mod balancing;
 mod bodies;
+mod certificates;
+mod client_certificates;
 mod config;
 mod docs;
 mod firewall;
 mod forwarding;
 mod h2_abuse;
+mod hsts;
 mod life;
 mod limits;
 mod observe;

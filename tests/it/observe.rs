@@ -287,7 +287,7 @@ fn counts_connections_and_handshakes() {
     let tls = ("listener", "tls");
     assert_eq!(metrics.sum("portcullis_downstream_connections_total", &[tls]), 4);
     assert_eq!(metrics.sum("portcullis_tls_handshakes_total", &[tls, ("result", "ok")]), 3);
-    assert_eq!(metrics.sum("portcullis_tls_handshakes_total", &[tls, ("result", "not_tls")]), 1);
+    assert_eq!(metrics.sum("portcullis_tls_handshakes_total", &[tls, ("result", "plain_http")]), 1);
     assert_eq!(metrics.sum("portcullis_tls_handshake_seconds_count", &[tls]), 3);
     assert_eq!(metrics.sum("portcullis_upstream_connections_total", &[("cluster", "web")]), 1);
     assert_eq!(metrics.sum("portcullis_upstream_requests_total", &[("code", "200")]), 3);

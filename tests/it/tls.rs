@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// The certificate that the listener shows to who asks for `name`; `None` when it refuses.
-fn shown(engine: &Engine, name: &str) -> Option<Vec<u8>> {
+pub fn shown(engine: &Engine, name: &str) -> Option<Vec<u8>> {
     // The name is the listener's to choose by; whether it fits is not asked here.
     let mut config = tls_config(&["http/1.1"], rustls::ALL_VERSIONS);
     config.dangerous().set_certificate_verifier(Arc::new(anything::Anything::new()));
@@ -191,6 +191,52 @@ fn resumes_sessions_on_any_worker() {
     engine.settled();
     let logged = engine.stop().iter().filter(|line| line["tls"]["resumed"] == true).count();
     assert_eq!(logged, 5);
+}
+
+#[test]
+fn a_fleet_resumes_sessions_of_each_other_with_shared_keys() {
+    let backend = Backend::saying("x");
+    let [old, new] = ["ab", "cd"].map(|byte| byte.repeat(32));
+    let setup = || Setup::new(&[backend.address]).tls("tls.ticket_keys = \"tickets\"").file("tickets", &old);
+    let (one, other) = (setup().start(), setup().start());
+    let config = Arc::new(tls_config(&["http/1.1"], rustls::ALL_VERSIONS));
+    let resumes = |engine: &Engine| {
+        let mut client = Client::handshake(engine.tls, "localhost", Arc::clone(&config)).unwrap();
+        assert_eq!(client.get("/").text(), "x");
+        client.is_resumed()
+    };
+    assert_eq!([resumes(&one), resumes(&other), resumes(&one)], [false, true, true]);
+    // The new key in front seals, the old one still opens; then it goes.
+    let loads = [("file", "ticket_keys"), ("result", "ok")];
+    other.write("tickets", &format!("{new}\n{old}\n"));
+    other.until("two keys", |metrics| metrics.sum("portcullis_tls_file_loads_total", &loads) == 1);
+    assert!(resumes(&other));
+    assert!(!resumes(&one), "its ticket is of a key that is not here");
+    other.write("tickets", &new);
+    other.until("one key", |metrics| metrics.sum("portcullis_tls_file_loads_total", &loads) == 2);
+    assert!(!resumes(&other));
+}
+
+#[test]
+fn agrees_on_keys_that_a_quantum_computer_does_not_break() {
+    let backend = Backend::saying("x");
+    let engine = Engine::new(backend.address);
+    let client = Client::tls(engine.tls);
+    assert_eq!(client.group(), rustls::NamedGroup::X25519MLKEM768);
+}
+
+#[test]
+fn offers_no_early_data() {
+    let backend = Backend::saying("x");
+    let engine = Engine::new(backend.address);
+    let mut config = tls_config(&["http/1.1"], &[&TLS13]);
+    config.enable_early_data = true;
+    let config = Arc::new(config);
+    for _ in 0..2 {
+        let mut client = Client::handshake(engine.tls, "localhost", Arc::clone(&config)).unwrap();
+        assert_eq!(client.get("/").text(), "x");
+        assert!(!client.sent_early_data());
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use rcgen::{
     KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls::{
-    RootCertStore, ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
@@ -107,6 +107,20 @@ impl Authority {
 }
 
 impl Leaf {
+    /// A client that shows it, and trusts the tests' CA.
+    pub fn client_config(&self, alpn: &[&str]) -> ClientConfig {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key_der.clone()));
+        let mut config =
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(TRUSTED.roots())
+                .with_client_auth_cert(vec![self.der.clone()], key)
+                .unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        config
+    }
+
     /// What a backend shows with it.
     pub fn backend_config(&self, alpn: &[&str]) -> Arc<ServerConfig> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key_der.clone()));

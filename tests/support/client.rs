@@ -157,6 +157,15 @@ impl Client {
         self.session().protocol_version().unwrap()
     }
 
+    /// What the keys were exchanged in.
+    pub fn group(&self) -> rustls::NamedGroup {
+        self.session().negotiated_key_exchange_group().unwrap().name()
+    }
+
+    pub fn sent_early_data(&self) -> bool {
+        self.session().is_early_data_accepted()
+    }
+
     pub fn is_resumed(&self) -> bool {
         self.session().handshake_kind() == Some(HandshakeKind::Resumed)
     }

@@ -4,6 +4,7 @@
 //! cell that nobody else writes. `Metrics::scrape` sums the cells of all threads and makes text of
 //! the sums; the `prometheus` crate adds what it knows of the process.
 
+mod acme;
 mod cells;
 mod counter;
 mod histogram;
@@ -12,6 +13,7 @@ mod series;
 mod text;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -49,6 +51,9 @@ pub struct Metrics {
     /// Loads of changed firewall lists: those that went well, and those that did not.
     list_loads: [AtomicU64; 2],
     certificates: Mutex<Vec<CertificateExpiry>>,
+    acme: acme::Acme,
+    /// By kind of file and whether they went well.
+    tls_file_loads: Mutex<BTreeMap<(TlsFile, bool), u64>>,
     process: Mutex<ProcessCollector>,
     /// Of the last scrape.
     scrape_bytes: AtomicUsize,
@@ -59,15 +64,40 @@ pub struct Metrics {
 #[repr(align(64))]
 struct OwnLine<T>(T);
 
+/// What kind of file is followed while it is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsFile {
+    Certificate,
+    ClientAuth,
+    TicketKeys,
+}
+
+impl TlsFile {
+    /// The label value.
+    pub const fn code(self) -> &'static str {
+        match self {
+            TlsFile::Certificate => "certificate",
+            TlsFile::ClientAuth => "client_auth",
+            TlsFile::TicketKeys => "ticket_keys",
+        }
+    }
+}
+
 /// When a certificate that a listener serves ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CertificateExpiry {
     pub listener: String,
-    /// The first subject alternative name.
-    pub name: String,
+    /// Subject alternative names; the first one is the label.
+    pub names: Vec<String>,
     pub serial: String,
     /// Seconds since the epoch.
     pub not_after: i64,
+}
+
+impl CertificateExpiry {
+    fn name(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
+    }
 }
 
 /// What a series belongs to.
@@ -105,6 +135,8 @@ impl Metrics {
             networks: AtomicU64::new(0),
             list_loads: Default::default(),
             certificates: Mutex::default(),
+            acme: acme::Acme::default(),
+            tls_file_loads: Mutex::default(),
             process: Mutex::new(ProcessCollector::for_self()),
             scrape_bytes: AtomicUsize::new(0),
         })
@@ -129,8 +161,21 @@ impl Metrics {
     pub fn certificates(&self, mut certificates: Vec<CertificateExpiry>) {
         // Two series with the same labels would make Prometheus refuse the whole scrape.
         certificates.sort();
-        certificates.dedup_by(|b, a| (&a.listener, &a.name, &a.serial) == (&b.listener, &b.name, &b.serial));
+        certificates
+            .dedup_by(|b, a| (&a.listener, a.name(), &a.serial) == (&b.listener, b.name(), &b.serial));
         *self.certificates.lock().unwrap_or_else(PoisonError::into_inner) = certificates;
+    }
+
+    /// The certificates that a listener shows now.
+    pub fn certificates_of(&self, listener: &str) -> Vec<CertificateExpiry> {
+        let all = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|each| each.listener == listener).cloned().collect()
+    }
+
+    /// A file changed and was loaded anew, or could not be.
+    pub fn tls_file_loaded(&self, file: TlsFile, well: bool) {
+        let mut loads = self.tls_file_loads.lock().unwrap_or_else(PoisonError::into_inner);
+        *loads.entry((file, well)).or_default() += 1;
     }
 
     /// Drops the series of what is gone after a reload.
@@ -168,6 +213,17 @@ impl Metrics {
     /// Lists of the firewall changed and were loaded anew, or could not be.
     pub fn lists_loaded(&self, well: bool) {
         self.list_loads[usize::from(!well)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An order of a listener's certificate came to its end: `ok`, or why there is none.
+    pub fn acme_order(&self, listener: &str, result: &'static str) {
+        self.acme.order(listener, result);
+    }
+
+    /// When the next order of a listener's certificate is due, in seconds since the epoch, and how many failed since
+    /// the last that did not.
+    pub fn acme_plan(&self, listener: &str, next: i64, failures: u32) {
+        self.acme.plan(listener, next, failures);
     }
 
     /// Access log lines that will never be written.
@@ -262,9 +318,10 @@ mod tests {
         control.set_weight(3);
         control.probe("ok", MILLI);
         control.probe("timeout", 1000 * MILLI);
+        metrics.tls_file_loaded(TlsFile::Certificate, true);
         metrics.certificates(vec![CertificateExpiry {
             listener: "https".into(),
-            name: "example.com".into(),
+            names: vec!["example.com".into()],
             serial: "0a1b".into(),
             not_after: 1_785_587_696,
         }]);
@@ -447,8 +504,12 @@ mod tests {
     #[test]
     fn a_certificate_named_twice_is_shown_once() {
         let metrics = Metrics::new(1);
-        let certificate =
-            CertificateExpiry { listener: "a".into(), name: "b".into(), serial: "1".into(), not_after: 5 };
+        let certificate = CertificateExpiry {
+            listener: "a".into(),
+            names: vec!["b".into()],
+            serial: "1".into(),
+            not_after: 5,
+        };
         metrics.certificates(vec![certificate.clone(), CertificateExpiry { not_after: 6, ..certificate }]);
         assert_eq!(
             samples(&metrics.scrape(), "portcullis_tls_certificate_expiry_timestamp_seconds").len(),

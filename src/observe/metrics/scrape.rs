@@ -83,6 +83,7 @@ fn listener_families(metrics: &Metrics, out: &mut Text) {
         each().map(|(labels, total)| (labels, &total.handshakes.took)),
     );
     certificate_expiry(metrics, out);
+    metrics.acme.families(out);
     out.gauges(
         "portcullis_requests_in_flight",
         "Requests of clients that are being worked on.",
@@ -107,13 +108,23 @@ fn listener_families(metrics: &Metrics, out: &mut Text) {
 fn certificate_expiry(metrics: &Metrics, out: &mut Text) {
     let certificates = metrics.certificates.lock().unwrap_or_else(PoisonError::into_inner);
     let series = certificates.iter().map(|certificate| {
-        let values = [&certificate.listener, &certificate.name, &certificate.serial];
-        (Labels::new(["listener", "name", "serial"], values.map(String::as_str)), certificate.not_after)
+        let values = [&certificate.listener, certificate.name(), &certificate.serial];
+        (Labels::new(["listener", "name", "serial"], values), certificate.not_after)
     });
     out.gauges(
         "portcullis_tls_certificate_expiry_timestamp_seconds",
         "When a certificate ends, in seconds since the epoch.",
         series,
+    );
+    let loads = metrics.tls_file_loads.lock().unwrap_or_else(PoisonError::into_inner);
+    let loads = loads.iter().map(|((file, well), count)| {
+        let result = if *well { "ok" } else { "failed" };
+        (Labels::new(["file", "result"], [file.code(), result]), *count)
+    });
+    out.counters(
+        "portcullis_tls_file_loads_total",
+        "Times that a file of TLS changed and was loaded anew; what was in force stays where it failed.",
+        loads,
     );
 }
 

@@ -1,8 +1,16 @@
-//! What is read off a client hello before the TLS library sees it: which cipher the client likes best.
+//! What is read off a client hello before its session begins: which cipher the client likes best, and,
+//! where the settings depend on it, which name and protocols it asks for.
 //!
-//! The library chooses by one order for all clients, and who has no AES in hardware says so by the
+//! For the cipher: the library chooses by one order for all clients, and who has no AES in hardware says so by the
 //! order of its list (RFC 8446 §4.1.2). A look at the first bytes that arrived is enough; a hello
 //! whose list is not among them counts as one without a preference.
+
+use std::{future::poll_fn, io};
+
+use rustls::server::{Accepted, Acceptor, ClientHello};
+use tokio::net::TcpStream;
+
+use crate::http::buffer::ReadBuffer;
 
 /// TLS_CHACHA20_POLY1305_SHA256 and the two of TLS 1.2: ECDHE with RSA and with ECDSA.
 const CHACHA20: [u16; 3] = [0x1303, 0xcca8, 0xcca9];
@@ -10,6 +18,43 @@ const HANDSHAKE_RECORD: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 /// Where the session id begins: after the headers of record and message, version and random.
 const SESSION_ID: usize = 5 + 4 + 2 + 32;
+
+/// The most that a hello may take with its records: 64 KiB, which is what the library takes.
+const LARGEST: usize = 96 * 1024;
+
+/// A whole hello, parsed; its bytes are still in the buffer.
+#[expect(missing_debug_implementations, reason = "what the library parsed has none")]
+pub struct Hello(Accepted);
+
+impl Hello {
+    pub fn parsed(&self) -> ClientHello<'_> {
+        self.0.client_hello()
+    }
+}
+
+/// Reads until the hello is whole. `None` is for what is none, or ends early: the session that then
+/// begins with the same bytes says what is wrong.
+pub async fn read(stream: &mut TcpStream, received: &mut ReadBuffer) -> io::Result<Option<Hello>> {
+    let mut acceptor = Acceptor::default();
+    let mut seen = 0;
+    loop {
+        let mut new = &received.data()[seen..];
+        seen = received.data().len();
+        while !new.is_empty() {
+            if acceptor.read_tls(&mut new).is_err() {
+                return Ok(None);
+            }
+            match acceptor.accept() {
+                Ok(Some(accepted)) => return Ok(Some(Hello(accepted))),
+                Ok(None) => {}
+                Err(_) => return Ok(None),
+            }
+        }
+        if seen > LARGEST || poll_fn(|cx| received.poll_read(stream, cx)).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
 
 /// Whether the client puts ChaCha20 first: it has no AES in hardware.
 pub fn prefers_chacha20(received: &[u8]) -> bool {
