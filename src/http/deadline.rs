@@ -5,11 +5,14 @@
 
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker},
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, Sleep, sleep_until},
+};
 
 #[derive(Debug, Default)]
 pub struct Deadline {
@@ -48,7 +51,9 @@ impl Deadline {
             if timer.deadline() > at {
                 timer.as_mut().reset(at);
             }
-            if timer.as_mut().poll(cx).is_pending() {
+            // Out of the runtime's budget: a task that has done much in one turn is told that nothing is ready,
+            // and the timer would be taken for armed that was not even looked at.
+            if pin!(unconstrained(timer.as_mut())).poll(cx).is_pending() {
                 self.armed = Some((timer.deadline(), cx.waker().clone()));
                 return Poll::Pending;
             }
@@ -93,6 +98,22 @@ mod tests {
         let _ = poll_fn(|cx| Poll::Ready(deadline.poll(cx))).await;
         deadline.set(now + Duration::from_secs(11));
         assert_eq!(ring(&mut deadline).await.as_secs(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rings_for_a_task_that_has_used_up_its_budget() {
+        let mut deadline = Deadline::default();
+        deadline.set(Instant::now() + Duration::from_secs(1));
+        let mut begun = false;
+        let rung = poll_fn(|cx| {
+            if !std::mem::replace(&mut begun, true) {
+                // WHY: whatever it takes of the budget is wanted, and nothing else.
+                while pin!(tokio::task::coop::consume_budget()).poll(cx).is_ready() {}
+            }
+            let now = Some(Instant::now());
+            deadline.poll_at(cx, now)
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(9), rung).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,9 @@
 //! Every wait on a peer ends at the deadline that the configuration names.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -169,12 +172,19 @@ fn flooding() -> Backend {
     })
 }
 
+/// Has the kernel hold little for a client that reads nothing. It would take up to 32 MiB for it, as they come, and for
+/// so long the client is not one that takes nothing.
+fn holds_little(socket: &TcpStream) {
+    socket2::SockRef::from(socket).set_recv_buffer_size(32 << 10).unwrap();
+}
+
 #[test]
 fn write_timeout() {
     let backend = flooding();
     let engine = engine(&backend, "write_timeout = \"250ms\"");
     for (index, mut client) in [Client::plain(engine.plain), Client::tls(engine.tls)].into_iter().enumerate()
     {
+        holds_little(client.socket());
         client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         takes(SHORT, || engine.until("it is over", |metrics| metrics.requests() == index as u64 + 1));
         assert!(!client.response("GET").complete);
@@ -201,21 +211,21 @@ fn write_timeout_of_an_h2_stream() {
 fn write_timeout_of_an_h2_connection_of_which_nothing_is_read() {
     const STREAMS: u32 = 100;
     let backend = flooding();
-    let engine = engine(&backend, "write_timeout = \"250ms\"");
+    // Should each stream come to its own deadline before the connection does, that is idle then, for the kernel may
+    // have taken all the rest.
+    let engine = engine(&backend, "write_timeout = \"250ms\"\nidle_timeout = \"250ms\"");
     // Windows without an end: only TCP holds anything back.
     let mut client = RawH2::connect_with(engine.tls, &[(4, 0x7fff_ffff)]);
+    holds_little(client.socket());
     client.send(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes());
-    takes(SHORT, || {
-        for stream in 0..STREAMS {
-            client.headers(2 * stream + 1, true, &GET);
-        }
-        engine.until("the connection is over", |metrics| {
-            metrics.sum("portcullis_downstream_connections", &[]) == 0
-        });
+    let start = Instant::now();
+    for stream in 0..STREAMS {
+        client.headers(2 * stream + 1, true, &GET);
+    }
+    engine.until("the connection is over", |metrics| {
+        metrics.sum("portcullis_downstream_connections", &[]) == 0
     });
-    // What was on its way is not kept for it either.
-    let reset = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
-    assert!(client.socket().take_error().unwrap().is_some_and(reset));
+    assert!(start.elapsed() + Duration::from_millis(50) >= SHORT, "{:?}", start.elapsed());
     engine.settled();
     assert!(engine.stop().iter().all(|line| line["reason"] == "write_timeout"));
 }
@@ -238,9 +248,9 @@ fn write_min_rate() {
 /// A client that takes a byte of an HTTP/2 stream, and another one as soon as it has come: how many it took
 /// before it was cut, or `None` where it was not.
 fn drip_h2(rate: &str) -> Option<usize> {
-    const TIMEOUT: Duration = Duration::from_millis(300);
+    const TIMEOUT: Duration = Duration::from_secs(1);
     let backend = flooding();
-    let engine = engine(&backend, &format!("write_timeout = \"300ms\"\nwrite_min_rate = \"{rate}\""));
+    let engine = engine(&backend, &format!("write_timeout = \"1s\"\nwrite_min_rate = \"{rate}\""));
     let mut client = RawH2::connect_with(engine.tls, &[(4, 0)]);
     client.headers(1, true, &GET);
     let (start, mut bytes, mut cut) = (Instant::now(), 0, false);
@@ -323,11 +333,10 @@ fn connect_timeout() {
     socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     socket.listen(0).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let waiting: Vec<_> = std::iter::from_fn(|| {
-        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()
-    })
-    .take(16)
-    .collect();
+    let waiting: Vec<_> =
+        std::iter::from_fn(|| TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok())
+            .take(16)
+            .collect();
     assert!(waiting.len() < 16, "the queue never filled");
 
     let engine = Setup::new(&[address]).cluster("connect_timeout = \"250ms\"").start();

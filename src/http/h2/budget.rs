@@ -40,6 +40,11 @@ impl Budget {
         Poll::Ready(taken)
     }
 
+    /// Whether a stream waits for a part of it.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.0.waiting.borrow().is_empty()
+    }
+
     /// Nothing waits any more.
     pub(super) fn refill(&self) {
         self.0.left.set(self.0.most);
@@ -110,7 +115,9 @@ mod tests {
         assert_eq!(stream.poll_take(cx, 60), Poll::Ready(60));
         assert_eq!(stream.poll_take(cx, 60), Poll::Ready(40));
         assert_eq!(stream.poll_take(cx, 60), Poll::Pending);
+        assert!(budget.is_wanted());
         budget.refill();
+        assert!(!budget.is_wanted());
         assert_eq!(stream.poll_take(cx, 60), Poll::Ready(60));
     }
 

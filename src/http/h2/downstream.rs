@@ -170,7 +170,13 @@ impl Connection {
 
     /// Sends what was taken; to be called each time before the connection's task waits.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.cork.poll_uncork(cx)
+        let flushed = self.cork.poll_uncork(cx);
+        if !self.cork.is_blocked() && self.budget.is_wanted() {
+            // The client has made room only now, behind `poll_accept`, which refills the budget: nobody
+            // else would wake the task, and its streams would wait for ever.
+            cx.waker().wake_by_ref();
+        }
+        flushed
     }
 
     /// Whether the client takes nothing of what is there for it.
