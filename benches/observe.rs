@@ -16,7 +16,8 @@ use portcullis::{
     proxy::{
         flight::Flight,
         load::Load,
-        worker::{Client, TlsFacts, View, Worker},
+        view::View,
+        worker::{Client, TlsFacts, Worker},
     },
     upstream::cluster::Cluster,
 };
