@@ -9,9 +9,9 @@ use std::{
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::files::{Files, LOOK};
+use super::follow::LOOK;
 use crate::{
-    config::ClusterTls,
+    config::{ClusterTls, Stamps},
     upstream::cluster::{Cluster, Outdate},
 };
 
@@ -24,7 +24,7 @@ struct Kept {
     cluster: Arc<Cluster>,
     /// In force.
     tls: ClusterTls,
-    files: Files,
+    files: Stamps,
     verified: Instant,
 }
 
@@ -44,12 +44,12 @@ pub(super) async fn keep(clusters: Vec<Arc<Cluster>>) {
 impl Kept {
     fn new(cluster: &Arc<Cluster>) -> Option<Self> {
         let tls = cluster.config.tls.clone()?;
-        let files = Files::new(tls.files());
+        let files = Stamps::of(tls.files().into_iter().map(Path::to_owned).collect());
         Some(Kept { cluster: cluster.clone(), tls, files, verified: Instant::now() })
     }
 
     async fn follow(&mut self) {
-        if self.files.look() {
+        if self.files.changed() {
             self.read_anew().await;
         } else if self.cluster.wants_identity(SystemTime::now()) {
             self.put_in_force(Outdate::Nothing);
@@ -61,7 +61,7 @@ impl Kept {
 
     /// Takes over what changed; what can't be used leaves everything as it was.
     async fn read_anew(&mut self) {
-        let (tls, changed) = (self.tls.clone(), self.files.changed());
+        let (tls, changed) = (self.tls.clone(), self.files.pending());
         let names = listed(&changed);
         // WHY: a slow disk must not hold up probes and admin.
         let read = tokio::task::spawn_blocking(move || {

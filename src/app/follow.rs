@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// How long a change may go unseen.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// Loads files anew and puts them in force; says what is in force now, or what is wrong.
 type Load = Arc<dyn Fn() -> Result<String, String> + Send + Sync>;

@@ -4,15 +4,16 @@ use std::{sync::Arc, time::Instant};
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::files::{Files, LOOK};
+use super::follow::LOOK;
 use crate::{
+    config::Stamps,
     firewall::{Firewall, Lists},
     observe::Metrics,
 };
 
 struct Watched {
     lists: Arc<Lists>,
-    files: Files,
+    files: Stamps,
 }
 
 /// Runs for ever.
@@ -34,13 +35,13 @@ pub(super) async fn keep(firewall: Arc<Firewall>, metrics: Arc<Metrics>) {
 
 impl Watched {
     fn new(lists: Arc<Lists>) -> Self {
-        let files = Files::new(lists.written.files.iter().map(|(path, _)| path.as_path()));
+        let files = Stamps::of(lists.written.files.iter().map(|(path, _)| path.clone()).collect());
         Watched { lists, files }
     }
 
     /// The lists, if a file of theirs has changed since the last look.
     fn changed(&mut self) -> Option<Arc<Lists>> {
-        self.files.look().then(|| self.lists.clone())
+        self.files.changed().then(|| self.lists.clone())
     }
 }
 

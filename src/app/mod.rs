@@ -8,7 +8,6 @@ mod backend_tls;
 mod bind;
 mod certificates;
 mod control;
-mod files;
 mod follow;
 mod lists;
 mod privileges;

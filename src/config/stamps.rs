@@ -16,24 +16,43 @@ type Stamp = Option<(u64, u64, u64, i64, i64)>;
 ///
 /// Taken before the files are read, so that a change in between is seen as one.
 #[derive(Debug, Clone, Default)]
-pub struct Stamps {
-    files: Vec<PathBuf>,
-    stamps: Vec<Stamp>,
+pub struct Stamps(Vec<Stamped>);
+
+#[derive(Debug, Clone)]
+struct Stamped {
+    path: PathBuf,
+    stamp: Stamp,
+    /// Changed, and not yet taken over.
+    pending: bool,
 }
 
 impl Stamps {
     /// What the files are now counts as known.
     pub fn of(files: Vec<PathBuf>) -> Self {
-        let stamps = files.iter().map(|file| stamp(file)).collect();
-        Stamps { files, stamps }
+        let stamped = |path: PathBuf| Stamped { stamp: stamp(&path), path, pending: false };
+        Stamps(files.into_iter().map(stamped).collect())
     }
 
     /// Whether one of them has changed since the last look.
     pub fn changed(&mut self) -> bool {
-        let stamps: Vec<Stamp> = self.files.iter().map(|file| stamp(file)).collect();
-        let changed = stamps != self.stamps;
-        self.stamps = stamps;
+        let mut changed = false;
+        for file in &mut self.0 {
+            let now = stamp(&file.path);
+            if now != file.stamp {
+                (file.stamp, file.pending, changed) = (now, true, true);
+            }
+        }
         changed
+    }
+
+    /// Those that have changed since the last `taken_over`.
+    pub fn pending(&self) -> Vec<PathBuf> {
+        self.0.iter().filter(|file| file.pending).map(|file| file.path.clone()).collect()
+    }
+
+    /// What has been seen is in force.
+    pub fn taken_over(&mut self) {
+        self.0.iter_mut().for_each(|file| file.pending = false);
     }
 }
 
@@ -61,6 +80,23 @@ mod tests {
         assert!(stamps.changed() && !stamps.changed());
         fs::remove_file(&files[0]).unwrap();
         assert!(stamps.changed() && !stamps.changed());
+    }
+
+    #[test]
+    fn a_change_is_pending_until_it_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+        fs::write(&one, "1").unwrap();
+        let mut stamps = Stamps::of(vec![one.clone(), other.clone()]);
+        assert!(!stamps.changed() && stamps.pending().is_empty());
+        fs::write(&one, "12").unwrap();
+        assert!(stamps.changed() && !stamps.changed());
+        assert_eq!(stamps.pending(), std::slice::from_ref(&one));
+        fs::write(&other, "1").unwrap();
+        assert!(stamps.changed());
+        assert_eq!(stamps.pending(), [one, other]);
+        stamps.taken_over();
+        assert!(!stamps.changed() && stamps.pending().is_empty());
     }
 
     #[test]
