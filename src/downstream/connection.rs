@@ -9,7 +9,10 @@ use crate::{
     error::Reason,
     http::{proxy_protocol::Ends, tls_stream::TlsStream, transport::Transport},
     observe::ListenerCells,
-    proxy::worker::{Client, Seat, TlsFacts, Worker, reject},
+    proxy::{
+        patience::{Patience, Wait},
+        worker::{Client, Seat, TlsFacts, Worker, reject},
+    },
 };
 
 /// A connection as it was accepted.
@@ -56,8 +59,6 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
         std::task::Poll::Ready(())
     })
     .await;
-    // WHY: fails only on a socket that is already dead, and the next read says so.
-    let _ = stream.set_nodelay(true);
     let mut client = Client::new(listener, peer);
     if announces {
         // Boxed, like the requests: few connections begin so, and those don't for long.
@@ -115,7 +116,12 @@ async fn handshake(
         begun = true;
         acceptor.accept(stream).await
     });
-    let result = tokio::time::timeout(limits.handshake_timeout, handshake).await;
+    let mut deadline = worker.take_deadline();
+    let mut patience = Patience::new(&mut deadline);
+    patience.tell(start);
+    let wait = Wait::new(Reason::RequestTimeout, limits.handshake_timeout);
+    let result = patience.limit(wait, handshake).await;
+    worker.give_deadline(deadline);
     let (outcome, accepted) = match result {
         Ok(Ok(accepted)) => ("ok", Some(accepted)),
         Ok(Err(error)) => (tls::failure(&error), None),

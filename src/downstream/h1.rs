@@ -13,7 +13,6 @@ use tokio::time::Instant;
 use crate::{
     error::Reason,
     http::{
-        deadline::Deadline,
         exchange::Exchange,
         h1::{Connection, NoRequest},
         transport::Transport,
@@ -33,7 +32,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Serves the connection until either side closes it.
 pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     let mut connection = Connection::new(transport);
-    let mut deadline = Deadline::default();
+    let mut deadline = worker.take_deadline();
     let mut now = Instant::now();
     loop {
         let mut patience = Patience::new(&mut deadline);
@@ -60,6 +59,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
         }
         connection.rest();
     }
+    worker.give_deadline(deadline);
     close(&mut connection).await;
 }
 
@@ -144,6 +144,10 @@ async fn answer_unparsed(
 
 async fn close(connection: &mut Connection) {
     if connection.is_given_up() {
+        return;
+    }
+    // RFC 9112 §9.6: after `close` no request follows that could miss its answer by a reset.
+    if poll_fn(|cx| Poll::Ready(connection.is_over(cx))).await {
         return;
     }
     let ended = async {

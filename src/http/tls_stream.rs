@@ -250,6 +250,15 @@ impl TlsStream {
         Poll::Ready(Ok(count))
     }
 
+    /// Sends everything, and that it was the last. Our half of the TCP connection stays open.
+    pub fn poll_close_notify(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.close_sent && !self.failed {
+            self.carry_out(cx, &Intent::Close)?;
+            self.close_sent = true;
+        }
+        self.poll_send(cx)
+    }
+
     /// Seals as many of the bytes as fit, once there is room for them.
     fn poll_seal(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.close_sent {
@@ -387,11 +396,7 @@ impl AsyncWrite for TlsStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.close_sent && !this.failed {
-            this.carry_out(cx, &Intent::Close)?;
-            this.close_sent = true;
-        }
-        ready!(this.poll_send(cx))?;
+        ready!(this.poll_close_notify(cx))?;
         match ready!(Pin::new(&mut this.socket).poll_shutdown(cx)) {
             // A peer that was faster has reset the connection: over is over.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),

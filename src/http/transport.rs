@@ -55,7 +55,16 @@ impl Transport {
         }
     }
 
-    /// Takes bytes that nothing but a shutdown follows: with TLS to a client they may wait for it.
+    /// Sends what [`poll_write_last`](Self::poll_write_last) took and, with TLS, that nothing follows.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Transport::DownstreamTls(stream) => stream.poll_close_notify(cx),
+            Transport::Tcp(_) => Pin::new(self).poll_flush(cx),
+            Transport::UpstreamTls(_) => Pin::new(self).poll_shutdown(cx),
+        }
+    }
+
+    /// Takes bytes that nothing but an end follows: with TLS to a client they may wait for it.
     pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Transport::DownstreamTls(stream) => stream.poll_write_last(cx, bytes),

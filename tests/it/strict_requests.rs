@@ -412,6 +412,18 @@ fn closes_after_a_request_that_asks_for_it() {
 }
 
 #[test]
+fn what_a_client_sends_behind_its_last_request_does_not_cost_it_the_answer() {
+    let backend = Backend::saying("bye");
+    let engine = Engine::new(backend.address);
+    for mut client in [Client::plain(engine.plain), Client::tls(engine.tls)] {
+        client.send([get("Connection: close").as_bytes(), &[b'x'; 256 * 1024]].concat());
+        assert_eq!(client.response("GET").text(), "bye");
+        assert_eq!(client.end(), End::Closed);
+    }
+    assert_eq!(backend.all_received().matches("GET ").count(), 2);
+}
+
+#[test]
 fn keeps_an_http_1_0_connection_that_asks_for_it() {
     let backend = Backend::saying("again");
     let engine = Engine::new(backend.address);

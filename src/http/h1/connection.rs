@@ -58,6 +58,8 @@ pub(super) struct ReplyTo {
     pub(super) version: Version,
     pub(super) is_head: bool,
     pub(super) keep_alive: bool,
+    /// The peer sends no further request, by its own word.
+    pub(super) is_last: bool,
 }
 
 #[derive(Debug)]
@@ -105,7 +107,7 @@ impl Connection {
             torn: false,
             given_up: false,
             shut: false,
-            reply_to: ReplyTo { version: Version::Http11, is_head: false, keep_alive: true },
+            reply_to: ReplyTo { version: Version::Http11, is_head: false, keep_alive: true, is_last: false },
         }
     }
 
@@ -242,16 +244,31 @@ impl Connection {
         self.given_up
     }
 
-    /// Ends our half of the stream.
-    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Whether the connection may be closed as it is: everything is sent, and the peer, which by its
+    /// own word asks for nothing more, has sent nothing that the kernel would answer with a reset.
+    pub fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        self.reply_to.is_last
+            && self.is_quiet()
+            && matches!(self.poll_end(cx), Poll::Ready(Ok(())))
+            && self.poll_discard(cx).is_pending()
+    }
+
+    /// Sends everything, and that it was the last where the transport has a word for it.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.torn {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
+        while !self.output.is_empty() {
+            let count = ready!(self.transport.poll_write_last(cx, self.output.data()))?;
+            self.output.advance(written(count)?);
+        }
+        self.transport.poll_end(cx)
+    }
+
+    /// Ends our half of the stream.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.shut {
-            while !self.output.is_empty() {
-                let count = ready!(self.transport.poll_write_last(cx, self.output.data()))?;
-                self.output.advance(written(count)?);
-            }
+            ready!(self.poll_end(cx))?;
             ready!(Pin::new(&mut self.transport).poll_shutdown(cx))?;
             self.shut = true;
         }
@@ -412,7 +429,7 @@ impl Exchange for Connection {
         }
         if !self.reply_to.keep_alive && self.incoming_ended {
             // Nothing follows: an end that goes out with the message saves a packet.
-            return self.poll_shutdown(cx);
+            return self.poll_end(cx);
         }
         self.poll_flush(cx)
     }
@@ -450,6 +467,7 @@ impl ReplyTo {
             version: request.version,
             is_head: request.method == http::Method::HEAD,
             keep_alive: request.keep_alive,
+            is_last: !request.keep_alive,
         }
     }
 }

@@ -70,7 +70,8 @@ impl Connection {
 
     /// Expects nothing more that could be understood: the next answer is the last.
     pub fn refuse_rest(&mut self) {
-        self.reply_to = ReplyTo { version: Version::Http11, is_head: false, keep_alive: false };
+        self.reply_to =
+            ReplyTo { version: Version::Http11, is_head: false, keep_alive: false, is_last: false };
     }
 
     fn write_head(&mut self, head: &ResponseHead) {
