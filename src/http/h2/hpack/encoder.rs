@@ -1,0 +1,166 @@
+//! From fields to header blocks (RFC 7541 §6), for responses.
+//!
+//! A field goes into the dynamic table when the same name and value come a second time before they are
+//! forgotten: `server`, `content-type` and the like, whatever they are called. What is new in each
+//! response never gets there and evicts nothing. From then on it is one byte, or two.
+//!
+//! Strings are written as they are, without the Huffman code (docs/decisions/0013-hpack.md).
+
+use http::StatusCode;
+
+use super::{
+    DEFAULT_TABLE_BYTES, integer,
+    known::{self, Policy},
+    static_table::STATIC,
+    table::Table,
+};
+
+const INDEXED: u8 = 0x80;
+const LITERAL_TO_INDEX: u8 = 0x40;
+const TABLE_SIZE: u8 = 0x20;
+const LITERAL_NEVER_INDEXED: u8 = 0x10;
+const LITERAL: u8 = 0;
+
+/// The first `:status` of the static table.
+const STATUS: usize = 8;
+
+/// Places for fields of the table, by their hash or a few behind that.
+const PLACES: usize = 64;
+const PROBES: usize = 4;
+/// Fields that are remembered to have come once.
+const SEEN: usize = 32;
+
+/// One direction of a connection.
+#[derive(Debug)]
+pub struct Encoder {
+    table: Table,
+    /// The smallest size of the table since the last block.
+    smallest: Option<usize>,
+    places: [Place; PLACES],
+    /// Their hashes.
+    seen: [u32; SEEN],
+}
+
+/// Where a field is in the table.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    hash: u32,
+    number: u32,
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Encoder {
+    pub fn new() -> Encoder {
+        Encoder {
+            table: Table::new(DEFAULT_TABLE_BYTES),
+            smallest: None,
+            places: [Place::default(); PLACES],
+            seen: [0; SEEN],
+        }
+    }
+
+    /// From the peer's SETTINGS_HEADER_TABLE_SIZE; more than the default is left unused.
+    pub fn set_max_table(&mut self, bytes: usize) {
+        let bytes = bytes.min(DEFAULT_TABLE_BYTES);
+        if bytes != self.table.max_size() {
+            self.smallest = Some(self.smallest.map_or(bytes, |smallest| smallest.min(bytes)));
+            self.table.set_max_size(bytes);
+        }
+    }
+
+    /// Begins a block: a table size that has changed comes first (RFC 7541 §4.2).
+    pub fn begin(&mut self, out: &mut Vec<u8>) {
+        let Some(smallest) = self.smallest.take() else { return };
+        if smallest < self.table.max_size() {
+            integer::write(TABLE_SIZE, 5, smallest, out);
+        }
+        integer::write(TABLE_SIZE, 5, self.table.max_size(), out);
+    }
+
+    /// Appends the `:status` of a response.
+    pub fn status(&mut self, status: StatusCode, out: &mut Vec<u8>) {
+        let index = match status.as_u16() {
+            200 => 8,
+            204 => 9,
+            206 => 10,
+            304 => 11,
+            400 => 12,
+            404 => 13,
+            500 => 14,
+            _ => {
+                integer::write(LITERAL, 4, STATUS, out);
+                return write_string(status.as_str().as_bytes(), out);
+            }
+        };
+        integer::write(INDEXED, 7, index, out);
+    }
+
+    /// Appends a field; the name is lower case.
+    pub fn field(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        let name_hash = known::hash(0, name);
+        let hash = short(known::hash(name_hash, value));
+        if let Some(index) = self.find(hash, name, value) {
+            return integer::write(INDEXED, 7, index, out);
+        }
+        let known = known::find(name_hash, name);
+        let (kind, bits) = match known.policy {
+            Policy::Index if self.comes_again(hash) && self.insert(hash, name, value) => {
+                (LITERAL_TO_INDEX, 6)
+            }
+            Policy::Index | Policy::Literal => (LITERAL, 4),
+            Policy::NeverIndex => (LITERAL_NEVER_INDEXED, 4),
+        };
+        integer::write(kind, bits, known.index, out);
+        if known.index == 0 {
+            write_string(name, out);
+        }
+        write_string(value, out);
+    }
+
+    /// The index of a field that is in the table.
+    fn find(&self, hash: u32, name: &[u8], value: &[u8]) -> Option<usize> {
+        let place = places_of(hash).map(|at| self.places[at]).find(|place| place.hash == hash)?;
+        let index = self.table.index_of(place.number)?;
+        (self.table.get(index)? == (name, value)).then_some(STATIC.len() + 1 + index)
+    }
+
+    /// Whether a field is remembered; if not, it is from now on.
+    fn comes_again(&mut self, hash: u32) -> bool {
+        let seen = &mut self.seen[hash as usize / PLACES % SEEN];
+        *seen == hash || {
+            *seen = hash;
+            false
+        }
+    }
+
+    /// Puts a field into the table, if it leaves room for others and there is a place to find it by.
+    fn insert(&mut self, hash: u32, name: &[u8], value: &[u8]) -> bool {
+        let free = |at: &usize| self.table.index_of(self.places[*at].number).is_none();
+        let Some(place) = places_of(hash).find(free) else { return false };
+        let fits = Table::size_of(name, value) <= self.table.max_size() / 2;
+        if fits {
+            self.table.insert(name, value);
+            self.places[place] = Place { hash, number: self.table.newest() };
+        }
+        fits
+    }
+}
+
+/// The upper half, of better quality.
+fn short(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+fn places_of(hash: u32) -> impl Iterator<Item = usize> {
+    (0..PROBES).map(move |probe| (hash as usize + probe) % PLACES)
+}
+
+fn write_string(text: &[u8], out: &mut Vec<u8>) {
+    integer::write(0, 7, text.len(), out);
+    out.extend_from_slice(text);
+}
