@@ -108,15 +108,20 @@ impl Encoder {
             return integer::write(INDEXED, 7, index, out);
         }
         let known = known::find(name_hash, name);
-        let (kind, bits) = match known.policy {
-            Policy::Index if self.comes_again(hash) && self.insert(hash, name, value) => {
-                (LITERAL_TO_INDEX, 6)
-            }
-            Policy::Index | Policy::Literal => (LITERAL, 4),
-            Policy::NeverIndex => (LITERAL_NEVER_INDEXED, 4),
-        };
-        integer::write(kind, bits, known.index, out);
-        if known.index == 0 {
+        match known.policy {
+            Policy::Index => self.literal(known.index, hash, (name, value), out),
+            Policy::Literal => write_literal(LITERAL, known.index, (name, value), out),
+            Policy::NeverIndex => write_literal(LITERAL_NEVER_INDEXED, known.index, (name, value), out),
+        }
+    }
+
+    /// Appends a field that is not in the table, and puts it there if it comes again.
+    fn literal(&mut self, index: u8, hash: u32, (name, value): (&[u8], &[u8]), out: &mut Vec<u8>) {
+        if !self.comes_again(hash) || !self.insert(hash, name, value) {
+            return write_literal(LITERAL, index, (name, value), out);
+        }
+        integer::write(LITERAL_TO_INDEX, 6, index.into(), out);
+        if index == 0 {
             write_string(name, out);
         }
         write_string(value, out);
@@ -158,6 +163,19 @@ fn short(hash: u64) -> u32 {
 
 fn places_of(hash: u32) -> impl Iterator<Item = usize> {
     (0..PROBES).map(move |probe| (hash as usize + probe) % PLACES)
+}
+
+/// Appends a field that stays out of the table.
+fn write_literal(kind: u8, index: u8, (name, value): (&[u8], &[u8]), out: &mut Vec<u8>) {
+    const MOST: u8 = 0x0f;
+    if let Some(more) = index.checked_sub(MOST) {
+        // All names of the static table but those of pseudo-fields.
+        out.extend_from_slice(&[kind | MOST, more]);
+    } else {
+        out.push(kind);
+        write_string(name, out);
+    }
+    write_string(value, out);
 }
 
 fn write_string(text: &[u8], out: &mut Vec<u8>) {

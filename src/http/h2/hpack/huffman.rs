@@ -27,15 +27,15 @@ const LONGEST: usize = 30;
 const SHORTEST: usize = 5;
 /// Bits that are looked up at a time.
 const SHORT: usize = 8;
-/// Bits that are left of a word when up to seven are shifted out.
-const WORD_BITS: usize = 57;
+/// Short codes that a word is sure to hold when up to seven bits are shifted out.
+const RUN: usize = 7;
 
 /// The codes of one length.
 #[derive(Clone, Copy)]
 struct Group {
     /// The number behind its last code, moved up to the longest code's length.
-    end: u32,
-    first: u32,
+    end: usize,
+    first: usize,
     /// Where its first symbol stands in `IN_ORDER`.
     at: usize,
 }
@@ -47,15 +47,20 @@ struct ShortCode {
     length: u8,
 }
 
+/// Short codes that follow each other.
+struct Run {
+    symbols: usize,
+    bits: usize,
+}
+
 /// Symbols in the order of their codes, without the end of a string, which is the last.
 static IN_ORDER: [u8; SYMBOLS - 1] = in_order();
 static GROUPS: [Group; LONGEST + 1] = groups();
 static SHORT_CODES: [ShortCode; 1 << SHORT] = short_codes();
 
-/// Room that the text of so many coded bytes may take.
+/// Room that decoding a string of so many coded bytes takes.
 pub fn text_bytes(coded_bytes: usize) -> usize {
-    // One more, for a code that ends behind the last byte and so is none.
-    coded_bytes * 8 / SHORTEST + 2
+    coded_bytes * 8 / SHORTEST + RUN
 }
 
 /// Decodes a string into `out`, which has the room that [`text_bytes`] says; returns the text's
@@ -65,57 +70,63 @@ pub fn text_bytes(coded_bytes: usize) -> usize {
 pub fn decode(input: &[u8], out: &mut [u8]) -> Option<usize> {
     let (mut bit, mut length) = (0, 0);
     loop {
-        let mut word = word_at(bit, input);
-        let word_end = bit + WORD_BITS;
-        while bit + SHORT <= word_end {
-            let code = SHORT_CODES[word.to_be_bytes()[0] as usize];
-            if code.length == 0 {
-                // The end is found here too: nothing but ones follows it.
-                let Some((symbol, longer)) = long_code(bit, input)? else { return Some(length) };
-                out[length] = symbol;
-                length += 1;
-                bit += longer;
-                break;
+        let run = short_run(word_at(bit, input), out.get_mut(length..)?.first_chunk_mut()?);
+        bit += run.bits;
+        length += run.symbols;
+        if run.symbols < RUN {
+            // A code that reaches over the end is found out here: there are less than no bits left.
+            let left = (input.len() * 8).checked_sub(bit)?;
+            if left < 8 {
+                return ends_with_ones(input, left).then_some(length);
             }
-            out[length] = code.symbol;
+            let (symbol, bits) = long_code(word_at(bit, input))?;
+            *out.get_mut(length)? = symbol;
             length += 1;
-            word <<= code.length;
-            bit += usize::from(code.length);
+            bit += bits;
         }
     }
 }
 
-/// The 57 or more bits that begin here, at the top of a word; ones follow the last byte.
-fn word_at(bit: usize, input: &[u8]) -> u64 {
-    let rest = input.get(bit / 8..).unwrap_or_default();
-    let word = rest.first_chunk().map_or_else(
-        || {
-            let mut last = [0xff; 8];
-            last[..rest.len()].copy_from_slice(rest);
-            u64::from_be_bytes(last)
-        },
-        |whole| u64::from_be_bytes(*whole),
-    );
-    let shift = bit % 8;
-    (word << shift) | ((1 << shift) - 1)
+/// Symbols in short codes that a word begins with, as many as it is sure to hold.
+#[inline]
+fn short_run(mut word: u64, out: &mut [u8; RUN]) -> Run {
+    let mut bits = 0;
+    for (symbols, out) in out.iter_mut().enumerate() {
+        let code = SHORT_CODES[usize::from(word.to_be_bytes()[0])];
+        if code.length == 0 {
+            return Run { symbols, bits };
+        }
+        *out = code.symbol;
+        word <<= code.length;
+        bits += usize::from(code.length);
+    }
+    Run { symbols: RUN, bits }
 }
 
-/// The code of more than `SHORT` bits that begins here, as symbol and length; no code where the string
-/// ends as it should.
-///
-/// No code but that of the end is all ones, so one that reaches over the last byte is no padding.
-#[expect(clippy::option_option, reason = "an error, or the end, or a code")]
-fn long_code(bit: usize, input: &[u8]) -> Option<Option<(u8, usize)>> {
-    let left = (input.len() * 8).checked_sub(bit)?;
-    let word = word_at(bit, input);
-    if left < 8 && word == u64::MAX {
-        return Some(None);
-    }
-    let bits = u32::try_from(word >> (u64::BITS as usize - LONGEST)).ok()?;
+/// The 57 or more bits that begin here, at the top of a word; ones follow the last byte. No code but the
+/// end's is all ones, so none is made up of those.
+fn word_at(bit: usize, input: &[u8]) -> u64 {
+    let rest = input.get(bit / 8..).unwrap_or_default();
+    let word = match rest.first_chunk() {
+        Some(whole) => u64::from_be_bytes(*whole),
+        None => rest.iter().rev().fold(u64::MAX, |word, byte| word >> 8 | u64::from(*byte) << 56),
+    };
+    let shift = bit % 8;
+    word << shift | ((1 << shift) - 1)
+}
+
+/// The code of more than `SHORT` bits that a word begins with, as symbol and length.
+fn long_code(word: u64) -> Option<(u8, usize)> {
+    let bits = usize::try_from(word >> (u64::BITS as usize - LONGEST)).ok()?;
     let length = (SHORT + 1..=LONGEST).find(|length| bits < GROUPS[*length].end)?;
     let group = GROUPS[length];
-    let symbol = IN_ORDER.get(group.at + (bits >> (LONGEST - length)) as usize - group.first as usize)?;
-    (length <= left).then_some(Some((*symbol, length)))
+    let nth = (bits >> (LONGEST - length)) - group.first;
+    Some((*IN_ORDER.get(group.at + nth)?, length))
+}
+
+/// Whether the last `bits` of a string are the beginning of its end.
+fn ends_with_ones(input: &[u8], bits: usize) -> bool {
+    input.last().is_none_or(|last| last.trailing_ones() as usize >= bits)
 }
 
 const fn in_order() -> [u8; SYMBOLS - 1] {
@@ -163,10 +174,8 @@ const fn short_codes() -> [ShortCode; 1 << SHORT] {
     while length <= SHORT {
         while bits < groups[length].end >> (LONGEST - SHORT) {
             let code = (bits >> (SHORT - length)) - groups[length].first;
-            codes[bits as usize] = ShortCode {
-                symbol: symbols[groups[length].at + code as usize],
-                length: length.to_le_bytes()[0],
-            };
+            codes[bits] =
+                ShortCode { symbol: symbols[groups[length].at + code], length: length.to_le_bytes()[0] };
             bits += 1;
         }
         length += 1;

@@ -24,15 +24,20 @@ fn read_more(mut value: usize, rest: &[u8]) -> Option<(usize, &[u8])> {
 
 /// Appends `value` in the lower `bits` of a byte, whose other bits are those of `kind`, and of as many
 /// more as it takes.
+#[inline]
 pub fn write(kind: u8, bits: u32, value: usize, out: &mut Vec<u8>) {
-    let most = (1_usize << bits) - 1;
+    let most = (1 << bits) - 1;
     if value < most {
-        return out.push(kind | lowest_byte(value));
+        out.push(kind | lowest_byte(value));
+    } else {
+        write_more(kind | lowest_byte(most), value - most, out);
     }
-    out.push(kind | lowest_byte(most));
-    let mut left = value - most;
+}
+
+fn write_more(first: u8, mut left: usize, out: &mut Vec<u8>) {
+    out.push(first);
     while left >= 0x80 {
-        out.push(0x80 | lowest_byte(left & 0x7f));
+        out.push(0x80 | lowest_byte(left));
         left >>= 7;
     }
     out.push(lowest_byte(left));
