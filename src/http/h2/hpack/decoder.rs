@@ -222,3 +222,167 @@ fn make_room(text: &mut Vec<u8>, bytes: usize) {
         text.resize(bytes, 0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `custom: value` as a literal that goes into the table.
+    const CUSTOM: &[u8] = b"\x40\x06custom\x05value";
+
+    fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<String>, DecodeError> {
+        let mut fields = Vec::new();
+        decoder.decode(block, |name, value| {
+            fields.push(format!("{}: {}", name.escape_ascii(), value.escape_ascii()));
+        })?;
+        Ok(fields)
+    }
+
+    fn error(block: &[u8]) -> Option<DecodeError> {
+        decode(&mut Decoder::new(4096), block).err()
+    }
+
+    #[test]
+    fn an_empty_block_has_no_fields() {
+        assert_eq!(decode(&mut Decoder::new(4096), b"").unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn reads_names_and_values_of_any_kind() {
+        let mut decoder = Decoder::new(4096);
+        // Empty both, as they are and in the Huffman code.
+        assert_eq!(decode(&mut decoder, b"\x00\x00\x00\x10\x80\x80").unwrap(), [": ", ": "]);
+        // "a" and "0" in the Huffman code, each beside one that is not.
+        assert_eq!(decode(&mut decoder, b"\x00\x81\x1f\x010\x00\x01a\x81\x07").unwrap(), ["a: 0", "a: 0"]);
+        assert_eq!(decode(&mut decoder, b"\x00\x81\x1f\x81\x07").unwrap(), ["a: 0"]);
+        // A name of the static table whose index has two bytes, and one of the dynamic table.
+        assert_eq!(decode(&mut decoder, b"\x0f\x27\x01x").unwrap(), ["server: x"]);
+        assert_eq!(decode(&mut decoder, CUSTOM).unwrap(), ["custom: value"]);
+        assert_eq!(decode(&mut decoder, b"\x0f\x2f\x01x\xbe").unwrap(), ["custom: x", "custom: value"]);
+        assert_eq!(
+            decode(&mut decoder, b"\x7e\x01y\xbe\xbf").unwrap(),
+            ["custom: y", "custom: y", "custom: value"]
+        );
+    }
+
+    #[test]
+    fn refuses_indexes_of_no_field() {
+        for block in [&b"\x80"[..], b"\xbe", b"\x7e\x00", b"\x0f\x2f\x00", b"\xff\xff\x7f", b"\x82\xbe"] {
+            assert_eq!(error(block), Some(DecodeError::Index), "{}", block.escape_ascii());
+        }
+        let mut decoder = Decoder::new(4096);
+        decode(&mut decoder, CUSTOM).unwrap();
+        assert_eq!(decode(&mut decoder, b"\xbf"), Err(DecodeError::Index));
+    }
+
+    #[test]
+    fn refuses_integers_that_are_too_long() {
+        for start in [0xff, 0x7f, 0x3f, 0x1f, 0x0f] {
+            let block = [start, 0x80, 0x80, 0x80, 0x80, 0];
+            assert_eq!(error(&block), Some(DecodeError::Integer), "{start:x}");
+            assert_eq!(error(&[start, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), Some(DecodeError::Integer));
+        }
+        assert_eq!(error(b"\x00\x7f\xff\xff\xff\xff\x01"), Some(DecodeError::Integer));
+        assert_eq!(error(b"\x00\x01a\xff\xff\xff\xff\xff\x01"), Some(DecodeError::Integer));
+    }
+
+    #[test]
+    fn refuses_blocks_that_are_cut_off_anywhere() {
+        let block = [CUSTOM, b"\xff\x00\x0f\x27\x83\x1f\xff\xff\x3f\x00"].concat();
+        let mut ends = Vec::new();
+        for end in 0..block.len() {
+            match error(&block[..end]) {
+                None => ends.push(end),
+                Some(error) => {
+                    assert_eq!(error, if end < 16 { DecodeError::Truncated } else { DecodeError::Index })
+                }
+            }
+        }
+        assert_eq!(ends, [0, CUSTOM.len()]);
+        assert_eq!(error(b"\x00\x7f\x80\x7f"), Some(DecodeError::Truncated), "a length beyond the block");
+    }
+
+    #[test]
+    fn refuses_wrong_huffman_codes_in_names_and_values() {
+        for coded in [&b"\x82\x1f\xff"[..], b"\x81\x18", b"\x84\xff\xff\xff\xff", b"\x81\xff", b"\x81\xf9"] {
+            let name = [b"\x00", coded, b"\x00"].concat();
+            let value = [b"\x00\x01a", coded].concat();
+            let indexed = [b"\x44", coded].concat();
+            for block in [name, value, indexed] {
+                let expected = (coded != b"\x81\xf9").then_some(DecodeError::Huffman);
+                assert_eq!(error(&block), expected, "{}", block.escape_ascii());
+            }
+        }
+    }
+
+    #[test]
+    fn resizes_the_table_at_the_start_of_a_block_only() {
+        let mut decoder = Decoder::new(4096);
+        decode(&mut decoder, CUSTOM).unwrap();
+        // As small as the field, and as large as the limit.
+        assert_eq!(decode(&mut decoder, b"\x3f\x0c\x3f\xe1\x1f\xbe").unwrap(), ["custom: value"]);
+        assert_eq!(decode(&mut decoder, b"\x3f\x0b").unwrap(), [""; 0]);
+        assert_eq!(decode(&mut decoder, b"\xbe"), Err(DecodeError::Index));
+        assert_eq!(error(b"\x82\x20"), Some(DecodeError::TableSize));
+        assert_eq!(error(&[CUSTOM, b"\x3f\xe1\x1f"].concat()), Some(DecodeError::TableSize));
+    }
+
+    #[test]
+    fn refuses_a_table_above_the_limit() {
+        assert_eq!(error(b"\x3f\xe1\x1f"), None, "4,096");
+        assert_eq!(error(b"\x3f\xe2\x1f"), Some(DecodeError::TableSize), "4,097");
+        let mut decoder = Decoder::new(8192);
+        assert_eq!(decode(&mut decoder, b"\x3f\xe1\x3f"), Ok(vec![]), "8,192");
+        assert_eq!(decode(&mut decoder, b"\x3f\xe2\x3f"), Err(DecodeError::TableSize), "8,193");
+        assert_eq!(decode(&mut Decoder::new(0), b"\x3f\xe1\x1f"), Ok(vec![]), "not acknowledged yet");
+    }
+
+    #[test]
+    fn wants_to_hear_of_a_table_that_was_made_smaller() {
+        let smaller = |sizes: &[usize]| {
+            let mut decoder = Decoder::new(4096);
+            sizes.iter().for_each(|size| decoder.set_max_table(*size));
+            decoder
+        };
+        for block in [&b""[..], b"\x82", b"\x3f\x46", b"\x3f\xe1\x1f", CUSTOM] {
+            assert_eq!(
+                decode(&mut smaller(&[100]), block),
+                Err(DecodeError::TableSize),
+                "{}",
+                block.escape_ascii()
+            );
+        }
+        let mut decoder = smaller(&[100]);
+        assert_eq!(decode(&mut decoder, b"\x3f\x45\x82").unwrap(), [":method: GET"]);
+        assert_eq!(decode(&mut decoder, b"\x82").unwrap(), [":method: GET"], "once is enough");
+        // Smaller and larger again: the smallest has to come.
+        assert_eq!(decode(&mut smaller(&[0, 4096]), b"\x3f\xe1\x1f"), Err(DecodeError::TableSize));
+        assert_eq!(decode(&mut smaller(&[0, 4096]), b"\x20\x3f\xe1\x1f"), Ok(vec![]));
+        assert_eq!(decode(&mut smaller(&[0, 100]), b"\x20\x3f\xe1\x1f"), Err(DecodeError::TableSize));
+        assert_eq!(
+            decode(&mut smaller(&[8192]), b"\x82").unwrap(),
+            [":method: GET"],
+            "larger: nothing is due"
+        );
+    }
+
+    #[test]
+    fn keeps_the_table_right_for_fields_that_are_not_wanted() {
+        let mut decoder = Decoder::new(4096);
+        decoder.decode(CUSTOM, |_, _| {}).unwrap();
+        assert_eq!(decode(&mut decoder, b"\xbe").unwrap(), ["custom: value"]);
+    }
+
+    #[test]
+    fn a_bomb_allocates_nothing() {
+        let mut decoder = Decoder::new(4096);
+        let value = [b'x'; 4063];
+        let mut block = b"\x40\x01a\x7f\xe0\x1e".to_vec();
+        block.extend_from_slice(&value);
+        block.resize(block.len() + 16_384, 0xbe);
+        let mut bytes = 0;
+        decoder.decode(&block, |name, value| bytes += name.len() + value.len()).unwrap();
+        assert_eq!(bytes, 4064 * 16_385);
+        assert!(decoder.capacity() <= 2 * 4096 + 256, "{}", decoder.capacity());
+    }
+}

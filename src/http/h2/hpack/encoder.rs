@@ -25,7 +25,7 @@ const LITERAL: u8 = 0;
 const STATUS: usize = 8;
 
 /// Places for fields of the table, by their hash or a few behind that.
-const PLACES: usize = 64;
+const PLACES: usize = 128;
 const PROBES: usize = 4;
 /// Fields that are remembered to have come once.
 const SEEN: usize = 32;
@@ -44,8 +44,8 @@ pub struct Encoder {
 /// Where a field is in the table.
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
-    hash: u32,
-    number: u32,
+    hash: u16,
+    number: u16,
 }
 
 impl Default for Encoder {
@@ -129,7 +129,7 @@ impl Encoder {
 
     /// The index of a field that is in the table.
     fn find(&self, hash: u32, name: &[u8], value: &[u8]) -> Option<usize> {
-        let place = places_of(hash).map(|at| self.places[at]).find(|place| place.hash == hash)?;
+        let place = places_of(hash).map(|at| self.places[at]).find(|place| place.hash == upper(hash))?;
         let index = self.table.index_of(place.number)?;
         (self.table.get(index)? == (name, value)).then_some(STATIC.len() + 1 + index)
     }
@@ -150,7 +150,7 @@ impl Encoder {
         let fits = Table::size_of(name, value) <= self.table.max_size() / 2;
         if fits {
             self.table.insert(name, value);
-            self.places[place] = Place { hash, number: self.table.newest() };
+            self.places[place] = Place { hash: upper(hash), number: self.table.newest() };
         }
         fits
     }
@@ -159,6 +159,11 @@ impl Encoder {
 /// The upper half, of better quality.
 fn short(hash: u64) -> u32 {
     (hash >> 32) as u32
+}
+
+/// The bits that a place has not.
+fn upper(hash: u32) -> u16 {
+    (hash >> 16) as u16
 }
 
 fn places_of(hash: u32) -> impl Iterator<Item = usize> {
@@ -181,4 +186,126 @@ fn write_literal(kind: u8, index: u8, (name, value): (&[u8], &[u8]), out: &mut V
 fn write_string(text: &[u8], out: &mut Vec<u8>) {
     integer::write(0, 7, text.len(), out);
     out.extend_from_slice(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(encoder: &mut Encoder, name: &str, value: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        encoder.field(name.as_bytes(), value.as_bytes(), &mut out);
+        out
+    }
+
+    fn begin(encoder: &mut Encoder) -> Vec<u8> {
+        let mut out = Vec::new();
+        encoder.begin(&mut out);
+        out
+    }
+
+    #[test]
+    fn writes_each_status() {
+        for status in 100..1000 {
+            let mut out = Vec::new();
+            Encoder::new().status(StatusCode::from_u16(status).unwrap(), &mut out);
+            let index = STATIC.iter().position(|(_, value)| *value == status.to_string().as_bytes());
+            match index {
+                Some(at) => assert_eq!(out, [0x81 + u8::try_from(at).unwrap()]),
+                None => assert_eq!(out, [b"\x08\x03", status.to_string().as_bytes()].concat()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_field_that_comes_again_goes_into_the_table() {
+        let encoder = &mut Encoder::new();
+        assert_eq!(field(encoder, "server", "nginx"), b"\x0f\x27\x05nginx");
+        assert_eq!(field(encoder, "x-frame-options", "deny"), b"\x00\x0fx-frame-options\x04deny");
+        assert_eq!(field(encoder, "server", "nginx"), b"\x76\x05nginx");
+        assert_eq!(field(encoder, "server", "nginx"), b"\xbe");
+        assert_eq!(field(encoder, "x-frame-options", "deny"), b"\x40\x0fx-frame-options\x04deny");
+        assert_eq!(field(encoder, "x-frame-options", "deny"), b"\xbe");
+        assert_eq!(field(encoder, "server", "nginx"), b"\xbf");
+        assert_eq!(field(encoder, "server", "other"), b"\x0f\x27\x05other");
+    }
+
+    #[test]
+    fn values_that_are_new_each_time_stay_out() {
+        let encoder = &mut Encoder::new();
+        for number in 0..1000 {
+            assert_eq!(field(encoder, "x-runtime", &number.to_string())[0], 0);
+            assert_eq!(field(encoder, "content-length", "1024"), b"\x0f\x0d\x041024");
+            assert_eq!(field(encoder, "x-request-id", "same"), b"\x00\x0cx-request-id\x04same");
+        }
+        assert_eq!(encoder.table.capacity(), 0);
+    }
+
+    #[test]
+    fn secrets_are_never_indexed() {
+        let encoder = &mut Encoder::new();
+        for _ in 0..3 {
+            assert_eq!(field(encoder, "set-cookie", "a=b"), b"\x1f\x28\x03a=b");
+            assert_eq!(field(encoder, "authorization", "x"), b"\x1f\x08\x01x");
+            assert_eq!(field(encoder, "x-csrf-token", "x"), b"\x10\x0cx-csrf-token\x01x");
+        }
+        assert_eq!(encoder.table.capacity(), 0);
+    }
+
+    #[test]
+    fn a_field_of_more_than_half_the_table_stays_out() {
+        let encoder = &mut Encoder::new();
+        let (fits, large) = ("x".repeat(2048 - 32 - 4), "x".repeat(2048 - 32 - 3));
+        for kind in [0x0f, 0x6d, 0xbe] {
+            assert_eq!(field(encoder, "link", &fits)[0], kind);
+            assert_eq!(field(encoder, "link", &large)[0], 0x0f);
+        }
+    }
+
+    #[test]
+    fn a_field_that_was_evicted_goes_in_again() {
+        let encoder = &mut Encoder::new();
+        let date = |second: usize| format!("Thu, 26 Nov 2026 07:{:02}:{:02} GMT", second / 60, second % 60);
+        let mut literal = 0;
+        for second in 0..600 {
+            for _ in 0..3 {
+                literal += usize::from(field(encoder, "server", "nginx").len() > 2);
+                field(encoder, "date", &date(second));
+            }
+        }
+        // 4,096 bytes hold 63 dates, and each time two literals bring it back.
+        assert!((10..=20).contains(&literal), "{literal}");
+    }
+
+    #[test]
+    fn tells_of_each_table_size_once() {
+        let encoder = &mut Encoder::new();
+        assert_eq!(begin(encoder), b"");
+        encoder.set_max_table(4096);
+        encoder.set_max_table(65536);
+        assert_eq!(begin(encoder), b"", "what the peer has anyway is enough");
+        encoder.set_max_table(100);
+        assert_eq!(begin(encoder), b"\x3f\x45");
+        assert_eq!(begin(encoder), b"");
+        encoder.set_max_table(0);
+        encoder.set_max_table(200);
+        encoder.set_max_table(50);
+        assert_eq!(begin(encoder), b"\x20\x3f\x13");
+        encoder.set_max_table(20);
+        encoder.set_max_table(30);
+        encoder.set_max_table(65536);
+        assert_eq!(begin(encoder), b"\x34\x3f\xe1\x1f");
+    }
+
+    #[test]
+    fn without_a_table_everything_is_literal() {
+        let encoder = &mut Encoder::new();
+        field(encoder, "server", "nginx");
+        field(encoder, "server", "nginx");
+        encoder.set_max_table(0);
+        for _ in 0..3 {
+            assert_eq!(field(encoder, "server", "nginx"), b"\x0f\x27\x05nginx");
+        }
+        assert_eq!(encoder.table.capacity(), 0);
+    }
 }

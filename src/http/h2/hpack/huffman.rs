@@ -182,3 +182,157 @@ const fn short_codes() -> [ShortCode; 1 << SHORT] {
     }
     codes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Each symbol's code as zeros and ones.
+    static CODES: LazyLock<Vec<String>> = LazyLock::new(|| (0..SYMBOLS).map(code).collect());
+
+    fn code(symbol: usize) -> String {
+        let length = usize::from(LENGTHS[symbol]);
+        let group = GROUPS[length];
+        let nth = LENGTHS[..symbol].iter().filter(|each| usize::from(**each) == length).count();
+        format!("{:0length$b}", group.first + nth)
+    }
+
+    /// Packs zeros and ones into bytes; ones fill the last.
+    fn packed(bits: &str) -> Vec<u8> {
+        let bits = format!("{bits}{}", "1".repeat((8 - bits.len() % 8) % 8));
+        (0..bits.len() / 8).map(|at| u8::from_str_radix(&bits[8 * at..8 * at + 8], 2).unwrap()).collect()
+    }
+
+    fn encoded(text: &[u8]) -> Vec<u8> {
+        packed(&text.iter().map(|byte| &CODES[usize::from(*byte)][..]).collect::<String>())
+    }
+
+    fn decoded(input: &[u8]) -> Option<Vec<u8>> {
+        let mut out = vec![0; text_bytes(input.len())];
+        let length = decode(input, &mut out)?;
+        out.truncate(length);
+        Some(out)
+    }
+
+    /// A bit at a time, as RFC 7541 §5.2 has it.
+    fn decoded_by_the_book(input: &[u8]) -> Option<Vec<u8>> {
+        let bits: String = input.iter().map(|byte| format!("{byte:08b}")).collect();
+        let (mut text, mut at) = (Vec::new(), 0);
+        while let Some(symbol) = (0..SYMBOLS).find(|symbol| bits[at..].starts_with(&CODES[*symbol])) {
+            at += usize::from(LENGTHS[symbol]);
+            text.push(u8::try_from(symbol).ok()?);
+        }
+        (bits.len() - at < 8 && bits[at..].chars().all(|bit| bit == '1')).then_some(text)
+    }
+
+    #[test]
+    fn has_the_codes_of_the_rfc() {
+        for (symbol, length, bits) in [
+            (usize::from(b' '), 6, 0x14),
+            (usize::from(b'0'), 5, 0),
+            (usize::from(b'a'), 5, 0x3),
+            (usize::from(b'Z'), 8, 0xfd),
+            (usize::from(b'~'), 13, 0x1ffd),
+            (usize::from(b'\\'), 19, 0x7fff0),
+            (0, 13, 0x1ff8),
+            (10, 30, 0x3fff_fffc),
+            (127, 28, 0x0fff_fffc),
+            (200, 26, 0x03ff_ffe2),
+            (255, 26, 0x03ff_ffee),
+            (256, 30, 0x3fff_ffff),
+        ] {
+            assert_eq!(CODES[symbol], format!("{bits:0length$b}"), "{symbol}");
+        }
+    }
+
+    #[test]
+    fn reads_each_symbol_behind_each_other() {
+        for first in 0..=255 {
+            assert_eq!(decoded(&encoded(&[first])), Some(vec![first]));
+            let text: Vec<u8> = (0..=255).flat_map(|second| [first, second]).collect();
+            assert_eq!(decoded(&encoded(&text)), Some(text));
+        }
+    }
+
+    #[test]
+    fn reads_texts_of_any_length() {
+        for byte in [b'a', b'0', b'Z', b'?', b'\n', 0xff] {
+            for length in 0..100 {
+                let text = vec![byte; length];
+                assert_eq!(decoded(&encoded(&text)), Some(text));
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_padding_of_eight_bits_or_more() {
+        // "0" and "a" leave three bits, "&" none.
+        for text in [&b""[..], b"0", b"a", b"&", b"www.example.com"] {
+            let mut coded = encoded(text);
+            assert!(decoded(&coded).is_some());
+            coded.push(0xff);
+            assert_eq!(decoded(&coded), None, "{}", text.escape_ascii());
+        }
+        assert_eq!(decoded(&packed("00011111")), Some(vec![b'a']));
+    }
+
+    #[test]
+    fn refuses_padding_that_is_not_all_ones() {
+        for bits in ["00011110", "00011011", "00011000", "0001111111111110"] {
+            assert_eq!(decoded(&packed(bits)), None, "{bits}");
+        }
+        // Seven bits of "*", which would end with a one more.
+        let bits = format!("{}{}{}1111100", CODES[97], CODES[32], CODES[32]);
+        assert_eq!((bits.len(), decoded(&packed(&bits))), (24, None));
+    }
+
+    #[test]
+    fn refuses_the_end_of_a_string_within_it() {
+        let end = &CODES[SYMBOLS - 1];
+        for bits in [end.clone(), format!("{}{end}", CODES[48]), format!("{end}{}", CODES[48])] {
+            assert_eq!(decoded(&packed(&bits)), None, "{bits}");
+        }
+        assert_eq!(decoded(&[0xff; 32]), None);
+    }
+
+    #[test]
+    fn refuses_codes_that_are_cut_off() {
+        let coded = encoded(b"\n\xf9\xff");
+        for end in 1..coded.len() {
+            assert_eq!(decoded(&coded[..end]), decoded_by_the_book(&coded[..end]), "{end}");
+        }
+        assert_eq!(decoded(&coded[..3]), None);
+    }
+
+    #[test]
+    fn reads_all_short_strings_by_the_book() {
+        for word in 0..=u16::MAX {
+            let input = word.to_be_bytes();
+            if word < 0x100 {
+                assert_eq!(decoded(&input[1..]), decoded_by_the_book(&input[1..]), "{word:x}");
+            }
+            // All of them would take minutes.
+            if word % 251 == 0 || word >= 0xff00 {
+                assert_eq!(decoded(&input), decoded_by_the_book(&input), "{word:x}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn reads_any_bytes_by_the_book(input in proptest::collection::vec(prop_oneof![any::<u8>(), Just(0xff)], 0..24)) {
+            prop_assert_eq!(decoded(&input), decoded_by_the_book(&input));
+        }
+
+        #[test]
+        fn reads_any_text(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(decoded(&encoded(&text)), Some(text));
+        }
+    }
+}
