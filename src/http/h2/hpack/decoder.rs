@@ -294,7 +294,8 @@ mod tests {
             match error(&block[..end]) {
                 None => ends.push(end),
                 Some(error) => {
-                    assert_eq!(error, if end < 16 { DecodeError::Truncated } else { DecodeError::Index })
+                    let expected = if end < 16 { DecodeError::Truncated } else { DecodeError::Index };
+                    assert_eq!(error, expected);
                 }
             }
         }
@@ -341,7 +342,9 @@ mod tests {
     fn wants_to_hear_of_a_table_that_was_made_smaller() {
         let smaller = |sizes: &[usize]| {
             let mut decoder = Decoder::new(4096);
-            sizes.iter().for_each(|size| decoder.set_max_table(*size));
+            for size in sizes {
+                decoder.set_max_table(*size);
+            }
             decoder
         };
         for block in [&b""[..], b"\x82", b"\x3f\x46", b"\x3f\xe1\x1f", CUSTOM] {

@@ -220,7 +220,7 @@ mod tests {
 
     /// A bit at a time, as RFC 7541 §5.2 has it.
     fn decoded_by_the_book(input: &[u8]) -> Option<Vec<u8>> {
-        let bits: String = input.iter().map(|byte| format!("{byte:08b}")).collect();
+        let bits: String = input.iter().map(|byte| format!("{byte:08b}")).collect::<Vec<_>>().concat();
         let (mut text, mut at) = (Vec::new(), 0);
         while let Some(symbol) = (0..SYMBOLS).find(|symbol| bits[at..].starts_with(&CODES[*symbol])) {
             at += usize::from(LENGTHS[symbol]);

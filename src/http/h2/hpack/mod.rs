@@ -12,6 +12,8 @@ mod examples;
 mod huffman;
 mod integer;
 mod known;
+#[cfg(test)]
+mod round_trips;
 mod static_table;
 mod table;
 
