@@ -1,8 +1,8 @@
 //! From fields to header blocks (RFC 7541 §6), for responses.
 //!
-//! A field goes into the dynamic table when the same name and value come a second time before they are
-//! forgotten: `server`, `content-type` and the like, whatever they are called. What is new in each
-//! response never gets there and evicts nothing. From then on it is one byte, or two.
+//! A field goes into the dynamic table when the same name and value come again before they are
+//! forgotten: `server`, `content-type` and the like, whatever they are called. From then on it is one
+//! byte, or two. What is new in each response never gets there, and evicts nothing.
 //!
 //! Strings are written as they are, without the Huffman code (docs/decisions/0013-hpack.md).
 
@@ -27,7 +27,7 @@ const STATUS: usize = 8;
 /// Places for fields of the table, by their hash or a few behind that.
 const PLACES: usize = 128;
 const PROBES: usize = 4;
-/// Fields that are remembered to have come once.
+/// Fields that are remembered to have come, of those that are not in the table.
 const SEEN: usize = 32;
 
 /// One direction of a connection.
@@ -37,8 +37,9 @@ pub struct Encoder {
     /// The smallest size of the table since the last block.
     smallest: Option<usize>,
     places: [Place; PLACES],
-    /// Their hashes.
+    /// Their hashes; the next one takes the place of the oldest.
     seen: [u32; SEEN],
+    oldest: usize,
 }
 
 /// Where a field is in the table.
@@ -61,6 +62,7 @@ impl Encoder {
             smallest: None,
             places: [Place::default(); PLACES],
             seen: [0; SEEN],
+            oldest: 0,
         }
     }
 
@@ -136,11 +138,12 @@ impl Encoder {
 
     /// Whether a field is remembered; if not, it is from now on.
     fn comes_again(&mut self, hash: u32) -> bool {
-        let seen = &mut self.seen[hash as usize / PLACES % SEEN];
-        *seen == hash || {
-            *seen = hash;
-            false
+        let again = self.seen.contains(&hash);
+        if !again {
+            self.seen[self.oldest] = hash;
+            self.oldest = (self.oldest + 1) % SEEN;
         }
+        again
     }
 
     /// Puts a field into the table, if it leaves room for others and there is a place to find it by.
