@@ -234,6 +234,14 @@ mod tests {
     }
 
     #[test]
+    fn all_fields_of_like_responses_get_into_the_table() {
+        let encoder = &mut Encoder::new();
+        let lengths =
+            [(); 3].map(|()| (0..24).map(|nth| field(encoder, &format!("x-{nth}"), "same").len()).max());
+        assert_eq!(lengths, [Some(11), Some(11), Some(1)]);
+    }
+
+    #[test]
     fn values_that_are_new_each_time_stay_out() {
         let encoder = &mut Encoder::new();
         for number in 0..1000 {
