@@ -14,6 +14,8 @@ mod linger;
 pub mod multiplexer;
 mod outgoing;
 pub mod request;
+#[cfg(test)]
+mod rules;
 mod stream;
 mod streams;
 pub mod upstream;

@@ -425,7 +425,9 @@ impl Multiplexer {
         self.output.advance(count);
         if self.output.is_empty() {
             self.flushes += 1;
-            self.streams.wake_waiting();
+            if self.send.available() > 0 {
+                self.streams.wake_waiting();
+            }
         }
     }
 

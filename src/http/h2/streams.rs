@@ -236,6 +236,11 @@ impl Streams {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn turns(&self) -> Vec<usize> {
+        self.waiting.iter().copied().collect()
+    }
+
     /// Wakes those that wait, in turn.
     pub(super) fn wake_waiting(&mut self) {
         for place in &self.waiting {
