@@ -79,7 +79,9 @@ fn over_h2(method: &Method, authority: &[u8], path: &[u8]) -> Option<Address> {
     let (mut head, mut scratch) = (RequestHead::default(), Scratch::default());
     let mut reader = RequestReader::new(&LIMITS, &mut scratch, &mut head);
     let fields = [(":method", method.as_str().as_bytes()), (":scheme", b"https"), (":path", path), (":authority", authority)];
-    fields.iter().for_each(|(name, value)| reader.field(name.as_bytes(), value));
+    for (name, value) in fields {
+        reader.field(name.as_bytes(), value);
+    }
     match reader.finish(true) {
         Ok(()) => Some(Some(address_of(head))),
         Err(Flaw::Refused(_)) => Some(None),

@@ -126,7 +126,13 @@ fn advance<F: Future<Output = ()>>(
     (worker, cx): (&Worker, &mut Context<'_>),
 ) -> Poll<()> {
     while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {
-        let Some(accepted) = accepted else { return Poll::Ready(()) };
+        let Some(accepted) = accepted else {
+            if !connection.is_abused() {
+                // They learn that their client is gone, and their records say how far they came.
+                while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {}
+            }
+            return Poll::Ready(());
+        };
         streams.push(begin(accepted));
     }
     while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {}

@@ -121,7 +121,10 @@ impl Connection {
             }
             match self.poll_input(cx) {
                 Poll::Ready(Ok(1..)) => _ = self.take_input(&mut new_head),
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    self.multiplexer.borrow_mut().lose_all();
+                    return Poll::Ready(None);
+                }
                 Poll::Pending => ready!(self.poll_head_deadline(cx)),
             }
         }

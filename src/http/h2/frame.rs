@@ -117,9 +117,10 @@ pub(super) fn number(payload: &[u8]) -> Option<u32> {
 
 fn head(kind: Kind, flags: u8, stream: u32, length: usize) -> [u8; HEAD_BYTES] {
     debug_assert!(length <= MAX_PAYLOAD);
-    let [_, _, a, b] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
-    let [s, t, u, v] = stream.to_be_bytes();
-    [0, a, b, kind as u8, flags, s, t, u, v]
+    let mut head = [0, 0, 0, kind as u8, flags, 0, 0, 0, 0];
+    head[..3].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes()[1..]);
+    head[5..].copy_from_slice(&stream.to_be_bytes());
+    head
 }
 
 fn write(out: &mut Vec<u8>, kind: Kind, flags: u8, stream: u32, payload: &[u8]) {

@@ -27,7 +27,7 @@ impl Multiplexer {
         new_head: NewHead<'_>,
     ) -> Result<(), Broken> {
         if !self.streams.is_idle(id) {
-            return self.take_trailers(id, ends, block);
+            return self.take_trailers(id, ends, block, now);
         }
         self.streams.use_id(id);
         let most = self.settings.streams as usize;
@@ -68,11 +68,14 @@ impl Multiplexer {
         Ok(self.decoder.decode(block, |_, _| {}).map_err(|_| Code::CompressionError)?)
     }
 
-    fn take_trailers(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), Broken> {
+    fn take_trailers(&mut self, id: u32, ends: bool, block: &[u8], now: Instant) -> Result<(), Broken> {
         let mut reader = TrailerReader::new(&self.settings.head);
         let decoded = self.decoder.decode(block, |name, value| reader.field(name, value));
         decoded.map_err(|_| Code::CompressionError)?;
-        let Some(place) = self.streams.find(id) else { return self.take_late_frame(id) };
+        let Some(place) = self.streams.find(id) else {
+            self.floods.count(Flood::Heads, now)?;
+            return self.take_late_frame(id);
+        };
         let stream = self.streams.at(place);
         if stream.received_all {
             return self.reset_for_client(id, Code::StreamClosed);

@@ -400,6 +400,11 @@ impl Multiplexer {
         for request in std::mem::take(&mut self.requests) {
             self.streams.remove(request.place);
         }
+        self.lose_all();
+    }
+
+    /// Nothing comes any more; those who serve a stream learn it.
+    pub(super) fn lose_all(&mut self) {
         for stream in self.streams.each() {
             stream.gone.get_or_insert(Gone::Closed);
             stream.drop_body();

@@ -12,7 +12,10 @@ use tokio::time::Instant;
 
 use super::{
     floods::{Flood, FrameLimits},
-    frame::{Code, MAX_DATA, MAX_PAYLOAD},
+    frame::{
+        Code::{self, CompressionError, FlowControlError, FrameSizeError, ProtocolError},
+        MAX_DATA, MAX_PAYLOAD,
+    },
     multiplexer::{Broken, Multiplexer, Settings},
     request::Flaw,
     streams::Gone,
@@ -158,11 +161,22 @@ fn says_its_settings_first() {
     assert_eq!(frames.len(), 2);
 }
 
+#[track_caller]
+fn ends_the_connection(cases: Vec<(Vec<Vec<u8>>, Code)>) {
+    for (frames, code) in cases {
+        let mut multiplexer = after(&frames);
+        assert_eq!(multiplexer.broken, Some(Broken::Rule(code)), "{frames:?}");
+        let (kind, _, _, payload) = flush(&mut multiplexer).pop().unwrap();
+        assert_eq!((kind, &payload[4..]), (GOAWAY, &(code as u32).to_be_bytes()[..]));
+        assert!(multiplexer.requests.is_empty() && multiplexer.is_over());
+        assert_eq!(take(&mut multiplexer, b"whatever"), 8, "nothing more is looked at");
+    }
+}
+
 #[test]
-fn ends_the_connection_for_what_breaks_it() {
-    use Code::{CompressionError, FlowControlError, FrameSizeError, ProtocolError};
+fn ends_the_connection_for_frames_of_streams_that_break_it() {
     let open_head = || frame(HEADERS, END_STREAM, 1, &GET[..2]);
-    for (frames, code) in [
+    ends_the_connection(vec![
         // §4.2, §4.3
         (vec![frame(DATA, 0, 1, &[0; MAX_PAYLOAD + 1])], FrameSizeError),
         (vec![frame(0x42, 0, 0, &[0; MAX_PAYLOAD + 1])], FrameSizeError),
@@ -198,6 +212,12 @@ fn ends_the_connection_for_what_breaks_it() {
         (vec![get(1), frame(RST_STREAM, 0, 2, &[0; 4])], ProtocolError),
         (vec![get(1), frame(RST_STREAM, 0, 1, &[0; 3])], FrameSizeError),
         (vec![get(1), frame(RST_STREAM, 0, 1, &[0; 5])], FrameSizeError),
+    ]);
+}
+
+#[test]
+fn ends_the_connection_for_frames_of_its_own_that_break_it() {
+    ends_the_connection(vec![
         // §6.5
         (vec![frame(SETTINGS, 0, 1, &[])], ProtocolError),
         (vec![frame(SETTINGS, 0, 0, &[0; 5])], FrameSizeError),
@@ -222,14 +242,7 @@ fn ends_the_connection_for_what_breaks_it() {
         (vec![frame(WINDOW_UPDATE, 0, 0, &[0; 3])], FrameSizeError),
         (vec![frame(WINDOW_UPDATE, 0, 0, &[0; 5])], FrameSizeError),
         (vec![widen(0, (1 << 31) - 1 - 65_535), widen(0, 1)], FlowControlError),
-    ] {
-        let mut multiplexer = after(&frames);
-        assert_eq!(multiplexer.broken, Some(Broken::Rule(code)), "{frames:?}");
-        let (kind, _, _, payload) = flush(&mut multiplexer).pop().unwrap();
-        assert_eq!((kind, &payload[4..]), (GOAWAY, &(code as u32).to_be_bytes()[..]));
-        assert!(multiplexer.requests.is_empty() && multiplexer.is_over());
-        assert_eq!(take(&mut multiplexer, b"whatever"), 8, "nothing more is looked at");
-    }
+    ]);
 }
 
 #[test]
@@ -237,7 +250,7 @@ fn begins_with_settings() {
     for first in [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, ACK, 0, &[]), get(1), frame(0x42, 0, 0, b"")] {
         let mut multiplexer = Multiplexer::new(LIMITS);
         take(&mut multiplexer, &first);
-        assert_eq!(multiplexer.broken, Some(Broken::Rule(Code::ProtocolError)));
+        assert_eq!(multiplexer.broken, Some(Broken::Rule(ProtocolError)));
     }
 }
 
@@ -251,22 +264,22 @@ fn ends_a_stream_for_what_breaks_only_that() {
         (vec![get(1), frame(RST_STREAM, 0, 1, &[0; 4]), frame(DATA, 0, 1, b"x")], Code::StreamClosed),
         (vec![get(3), frame(DATA, 0, 1, b"x"), get(1)], Code::StreamClosed),
         // §6.9
-        (vec![get(1), widen(1, 0)], Code::ProtocolError),
-        (vec![get(1), widen(1, 0x7fff_ffff)], Code::FlowControlError),
-        (vec![post(1, None), frame(DATA, 0, 1, &[b'x'; 1001])], Code::FlowControlError),
-        (vec![post(1, None), frame(DATA, PADDED, 1, &[200; 1001])], Code::FlowControlError),
+        (vec![get(1), widen(1, 0)], ProtocolError),
+        (vec![get(1), widen(1, 0x7fff_ffff)], FlowControlError),
+        (vec![post(1, None), frame(DATA, 0, 1, &[b'x'; 1001])], FlowControlError),
+        (vec![post(1, None), frame(DATA, PADDED, 1, &[200; 1001])], FlowControlError),
         // §8
-        (vec![malformed(b"\0\x01X\x01a")], Code::ProtocolError),
-        (vec![malformed(b"\0\x0aconnection\x01a")], Code::ProtocolError),
-        (vec![malformed(b"\x82")], Code::ProtocolError),
-        (vec![frame(HEADERS, WHOLE, 1, &GET[1..])], Code::ProtocolError),
-        (vec![post(1, None), frame(HEADERS, END_HEADERS, 1, b"\0\x01x\x01a")], Code::ProtocolError),
-        (vec![post(1, None), frame(HEADERS, WHOLE, 1, b"\x84")], Code::ProtocolError),
-        (vec![post(1, Some("5")), frame(DATA, 0, 1, b"123456")], Code::ProtocolError),
-        (vec![post(1, Some("5")), frame(DATA, END_STREAM, 1, b"1234")], Code::ProtocolError),
-        (vec![post(1, Some("5")), frame(DATA, END_STREAM, 1, b"")], Code::ProtocolError),
-        (vec![post(1, Some("5")), frame(HEADERS, WHOLE, 1, b"\0\x01x\x01a")], Code::ProtocolError),
-        (vec![post(1, Some("0")), frame(DATA, 0, 1, b"1")], Code::ProtocolError),
+        (vec![malformed(b"\0\x01X\x01a")], ProtocolError),
+        (vec![malformed(b"\0\x0aconnection\x01a")], ProtocolError),
+        (vec![malformed(b"\x82")], ProtocolError),
+        (vec![frame(HEADERS, WHOLE, 1, &GET[1..])], ProtocolError),
+        (vec![post(1, None), frame(HEADERS, END_HEADERS, 1, b"\0\x01x\x01a")], ProtocolError),
+        (vec![post(1, None), frame(HEADERS, WHOLE, 1, b"\x84")], ProtocolError),
+        (vec![post(1, Some("5")), frame(DATA, 0, 1, b"123456")], ProtocolError),
+        (vec![post(1, Some("5")), frame(DATA, END_STREAM, 1, b"1234")], ProtocolError),
+        (vec![post(1, Some("5")), frame(DATA, END_STREAM, 1, b"")], ProtocolError),
+        (vec![post(1, Some("5")), frame(HEADERS, WHOLE, 1, b"\0\x01x\x01a")], ProtocolError),
+        (vec![post(1, Some("0")), frame(DATA, 0, 1, b"1")], ProtocolError),
     ] {
         let mut multiplexer = after(&frames);
         assert_eq!(multiplexer.broken, None, "{frames:?}");
@@ -403,11 +416,12 @@ fn a_head_in_pieces_has_a_deadline() {
         (frame(CONTINUATION, 0, 1, &GET[2..4]), frame(CONTINUATION, END_HEADERS, 1, &GET[4..]));
     let mut multiplexer = after(&[]);
     let mut take = |bytes: &[u8], now| multiplexer.receive(bytes, now, &mut Box::default);
-    let mut steps = Vec::new();
-    steps.push(take(&head[..9], start));
-    steps.push(take(&head, later));
-    steps.push(take(&more, later));
-    steps.push(take(&last[..last.len() - 1], later));
+    let steps = [
+        take(&head[..9], start),
+        take(&head, later),
+        take(&more, later),
+        take(&last[..last.len() - 1], later),
+    ];
     assert_eq!(steps, [0, head.len(), more.len(), 0]);
     assert_eq!(multiplexer.head_deadline(), deadline);
     assert_eq!(multiplexer.receive(&last, later, &mut Box::default), last.len());
@@ -453,7 +467,7 @@ fn padding_counts_and_goes_back_at_once() {
 
 /// What the connection's window has left.
 fn connection_takes(multiplexer: &mut Multiplexer) -> usize {
-    (0..).find(|_| multiplexer.receive.receive(1).is_err()).unwrap()
+    (0..1_000_000).find(|_| multiplexer.receive.receive(1).is_err()).unwrap()
 }
 
 #[test]
@@ -489,7 +503,7 @@ fn a_client_that_sends_more_than_the_connection_takes_is_cut_off() {
     let mut multiplexer = after(&[post(1, None)]);
     connection_takes(&mut multiplexer);
     take(&mut multiplexer, &frame(DATA, 0, 1, b"x"));
-    assert_eq!(multiplexer.broken, Some(Broken::Rule(Code::FlowControlError)));
+    assert_eq!(multiplexer.broken, Some(Broken::Rule(FlowControlError)));
 }
 
 #[test]
@@ -499,7 +513,7 @@ fn until_the_client_knows_our_window_the_default_holds() {
     take(&mut multiplexer, &early);
     assert_eq!(resets(&mut multiplexer), []);
     take(&mut multiplexer, &[frame(SETTINGS, ACK, 0, &[]), frame(DATA, 0, 1, b"x")].concat());
-    assert_eq!(resets(&mut multiplexer), [(1, Code::FlowControlError as u32)]);
+    assert_eq!(resets(&mut multiplexer), [(1, FlowControlError as u32)]);
 }
 
 #[test]
@@ -664,19 +678,25 @@ fn send(
     }
 }
 
+fn forget_wakes(streams: &[(usize, std::sync::Arc<Woken>)]) {
+    for (_, woken) in streams {
+        woken.take();
+    }
+}
+
 #[test]
 fn streams_share_the_window_of_the_connection_in_turn() {
     let mut settings = LIMITS;
     settings.frames.control_frames = 1000;
     let (mut multiplexer, streams) = answering(settings);
-    let data = [b'x'; 100_000];
+    let data = vec![b'x'; 100_000];
     let mut got = [0; 3];
     // The first takes all there is.
     while send(&mut multiplexer, &streams[0], &data).is_some() {
         flush(&mut multiplexer);
     }
     assert_eq!([1, 2].map(|index| send(&mut multiplexer, &streams[index], &data)), [None; 2]);
-    streams.iter().for_each(|(_, woken)| _ = woken.take());
+    forget_wakes(&streams);
     for _ in 0..30 {
         take(&mut multiplexer, &widen(0, 10));
         for (index, stream) in streams.iter().enumerate() {
@@ -686,7 +706,7 @@ fn streams_share_the_window_of_the_connection_in_turn() {
             }
         }
         flush(&mut multiplexer);
-        streams.iter().for_each(|(_, woken)| _ = woken.take());
+        forget_wakes(&streams);
     }
     assert_eq!(got.iter().sum::<usize>(), 300);
 }
@@ -694,7 +714,7 @@ fn streams_share_the_window_of_the_connection_in_turn() {
 #[test]
 fn those_that_wait_are_woken_in_the_order_in_which_they_came() {
     let (mut multiplexer, streams) = answering(LIMITS);
-    let data = [b'x'; 100_000];
+    let data = vec![b'x'; 100_000];
     while send(&mut multiplexer, &streams[0], &data).is_some() {
         flush(&mut multiplexer);
     }
@@ -738,7 +758,7 @@ fn heads_that_nobody_reads_end_the_connection() {
     let mut multiplexer = Multiplexer::new(settings);
     take(&mut multiplexer, &frame(SETTINGS, 0, 0, &[]));
     let mut head = ok(BodyLength::Empty);
-    head.fields.push(b"x", &[b'y'; 30_000]);
+    head.fields.push(b"x", &vec![b'y'; 30_000]);
     let mut stream = 1;
     while multiplexer.broken.is_none() {
         take(&mut multiplexer, &get(stream));
@@ -901,7 +921,9 @@ proptest! {
         }
         take(&mut multiplexer, &noise);
         serve(&mut multiplexer, &mut served, 0);
-        served.into_iter().for_each(|place| multiplexer.leave(place));
+        for place in served {
+            multiplexer.leave(place);
+        }
         check_bounds(&mut multiplexer);
         prop_assert_eq!((multiplexer.streams.served(), multiplexer.head_bytes), (0, 0));
     }
