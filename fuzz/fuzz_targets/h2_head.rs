@@ -80,7 +80,7 @@ fn check_request([method, authority, path]: [&[u8]; 3], fields: &[&[u8]], ended:
     }
     let mut wire = Vec::new();
     encode::write_request_line(&mut wire, &head.method, &head.target);
-    encode::write_host(&mut wire, &head.host, head.port);
+    encode::write_field(&mut wire, "host", head.authority().as_bytes());
     write_body(&mut wire, &head.fields, head.body);
     let mut again = RequestHead::default();
     parse_request(&wire, &ROOMY, &mut again)

@@ -78,7 +78,12 @@ fn over_h2(method: &Method, authority: &[u8], path: &[u8]) -> Option<Address> {
     }
     let (mut head, mut scratch) = (RequestHead::default(), Scratch::default());
     let mut reader = RequestReader::new(&LIMITS, &mut scratch, &mut head);
-    let fields = [(":method", method.as_str().as_bytes()), (":scheme", b"https"), (":path", path), (":authority", authority)];
+    let fields = [
+        (":method", method.as_str().as_bytes()),
+        (":scheme", b"https"),
+        (":path", path),
+        (":authority", authority),
+    ];
     for (name, value) in fields {
         reader.field(name.as_bytes(), value);
     }
@@ -103,9 +108,8 @@ fn check_host(host: &str) {
         assert_eq!(parsed.to_string(), address);
         return;
     }
-    let plain = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_' | b'.')
-    };
+    let plain =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_' | b'.');
     assert!(host.bytes().all(plain) && host.split('.').all(|label| !label.is_empty()), "{host}");
 }
 
@@ -147,11 +151,11 @@ fn decoded(mut path: &[u8]) -> Vec<u8> {
 fn check_forwarded(method: &Method, (host, port, target): (&str, Option<u16>, &str)) {
     let mut wire = Vec::new();
     encode::write_request_line(&mut wire, method, target);
-    encode::write_host(&mut wire, host, port);
+    let authority = port.map_or(host.to_owned(), |port| format!("{host}:{port}"));
+    encode::write_field(&mut wire, "host", authority.as_bytes());
     encode::end_head(&mut wire);
     let text = std::str::from_utf8(&wire).expect("ASCII");
-    let port = port.map_or(String::new(), |port| format!(":{port}"));
-    assert_eq!(text, format!("{method} {target} HTTP/1.1\r\nhost: {host}{port}\r\n\r\n"));
+    assert_eq!(text, format!("{method} {target} HTTP/1.1\r\nhost: {authority}\r\n\r\n"));
     let mut head = RequestHead::default();
     parse_request(&wire, &LIMITS, &mut head).expect("what we write is valid");
     assert_eq!((&*head.host, &*head.target), (host, target));

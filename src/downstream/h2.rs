@@ -55,7 +55,9 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
             draining = true;
             connection.drain();
         }
-        let begin = |accepted| one_request(worker, client, accepted);
+        // WHY not `Box::pin`: see `h1::serve`; and the set would copy the future once more.
+        let begin =
+            |accepted| Box::into_pin(Box::write(Box::new_uninit(), one_request(worker, client, accepted)));
         if advance(&mut connection, &mut streams, begin, (worker, cx)).is_ready() {
             return Poll::Ready(());
         }
@@ -119,7 +121,7 @@ fn settings(limits: &Limits, head: HeadLimits) -> Settings {
 
 /// Accepts streams, polls those that can go on, and sends what there is to send in as few writes as
 /// possible. Ready when the connection is over.
-fn advance<F: Future<Output = ()>>(
+fn advance<F: Future<Output = ()> + Unpin>(
     connection: &mut Connection,
     streams: &mut FuturesUnordered<F>,
     mut begin: impl FnMut(Accepted) -> F,
