@@ -12,7 +12,6 @@ use super::{
     streams::{Gone, Stream},
 };
 use crate::http::{
-    buffer::SMALL_BLOCK,
     exchange::BodyError,
     fields::{FieldId, Fields},
     message::{BodyLength, ResponseHead},
@@ -20,6 +19,9 @@ use crate::http::{
 
 /// What all answers of a connection may have waiting together: so many streams' buffers.
 pub(super) const FULL_BUFFERS: usize = 4;
+
+/// Enough for most heads.
+const HEAD_ROOM: usize = 1024;
 
 impl Multiplexer {
     /// Sends a head; it is the last one unless it is interim.
@@ -37,8 +39,8 @@ impl Multiplexer {
             self.head_bytes -= std::mem::take(&mut stream.head_bytes);
         }
         let before = self.output.len();
+        self.output.reserve(HEAD_ROOM);
         let out = self.output.bytes_mut();
-        reserve(out, SMALL_BLOCK / 8);
         frame::write_headers(out, id, ends, |out| encode_response(&mut self.encoder, head, out));
         self.count_queued(place, before);
         self.end_sent(place, ends);
@@ -57,7 +59,7 @@ impl Multiplexer {
         let stream = self.streams.get(place);
         stream.check_sending()?;
         let frames = data.len().min(self.room(stream));
-        reserve(self.output.bytes_mut(), frames + frames.div_ceil(MAX_DATA) * HEAD_BYTES);
+        self.output.reserve(frames + frames.div_ceil(MAX_DATA) * HEAD_BYTES);
         let mut rest = data;
         while !rest.is_empty() {
             let stream = self.streams.get(place);
@@ -260,14 +262,6 @@ impl From<Gone> for BodyError {
             Gone::Malformed => BodyError::Malformed,
             Gone::TrailersTooLarge => BodyError::TooLarge,
         }
-    }
-}
-
-/// Makes room in few steps: growing little by little would copy each time.
-fn reserve(out: &mut Vec<u8>, bytes: usize) {
-    let needed = out.len() + bytes;
-    if needed > out.capacity() {
-        out.reserve_exact(needed.next_multiple_of(SMALL_BLOCK) - out.len());
     }
 }
 
