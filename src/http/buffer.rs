@@ -222,7 +222,7 @@ impl WriteBuffer {
             return self.bytes.reserve_exact(SMALL_BLOCK - self.bytes.len());
         }
         let mut larger = WriteBuffer {
-            bytes: Vec::with_capacity(FRONT + needed.next_power_of_two()),
+            bytes: Vec::with_capacity(FRONT + needed.next_multiple_of(4 * SMALL_BLOCK)),
             front: FRONT,
             written: FRONT,
         };
