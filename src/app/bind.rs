@@ -125,6 +125,11 @@ fn failed(listener: &Listener, error: io::Error) -> StartError {
     StartError::Bind { what, address: listener.address, error }
 }
 
+/// Bytes that the kernel may hold of an answer without sending them, before it takes no more: a client
+/// that reads nothing costs tens of kilobytes instead of megabytes, and does not pass for one that
+/// reads when our kernel enlarges its buffer (decision 0022).
+const UNSENT: u32 = 32 * 1024;
+
 fn open(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -134,8 +139,9 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
-    // What is accepted inherits it.
+    // What is accepted inherits both.
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
