@@ -1,12 +1,12 @@
-//! The HTTP/1 codec by itself: heads in, heads out, chunked bodies.
+//! The codecs by themselves: HTTP/1 heads in and out, chunked bodies, HPACK.
 //!
-//! `cargo bench --bench codec`; the figures to watch are `request_head/*` (one a request) and
-//! `forward/*` (one a request and one a response).
+//! `cargo bench --bench codec`; the figures to watch are `request_head/*` (one a request),
+//! `forward/*` (one a request and one a response) and `hpack/*`.
 
 use std::{hint::black_box, time::Duration};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use http::Method;
+use http::{Method, StatusCode};
 use portcullis::http::{
     fields::FieldId,
     h1::{
@@ -16,7 +16,10 @@ use portcullis::http::{
         request::parse_request,
         response::parse_response,
     },
-    h2::watch::{FrameLimits, Watcher},
+    h2::{
+        hpack::{Decoder, Encoder},
+        watch::{FrameLimits, Watcher},
+    },
     message::{BodyLength, RequestHead, ResponseHead},
 };
 use tokio::time::Instant;
@@ -184,5 +187,53 @@ fn watch(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, heads, forward, bodies, watch);
+/// A browser's first request: everything new, in the Huffman code. The seed has two bytes before it.
+const FIRST_BLOCK: &[u8] = include_bytes!("../fuzz/seeds/hpack/browser");
+/// Its next one, to another path.
+const NEXT_BLOCK: &[u8] =
+    b"\x82\xcc\x87\x04\x98\x60\x68\x41\x52\x86\x10\x64\x95\x77\x5d\x18\xc0\x45\xc8\x84\x7f\
+    \x9d\xe0\x10\x04\xe0\x1e\x00\x7f\xca\xc9\xc8\xc7\xc6\xc5\xc4\xc3\xc2\xc1\xc0\xbf\xbe";
+
+/// What a backend's response becomes.
+const RESPONSE_FIELDS: [(&[u8], &[u8]); 8] = [
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"content-length", b"15324"),
+    (b"date", b"Sat, 22 Aug 2026 10:00:00 GMT"),
+    (b"server", b"nginx/1.22.1"),
+    (b"cache-control", b"public, max-age=3600"),
+    (b"etag", b"\"66c5d1a0-400\""),
+    (b"vary", b"accept-encoding"),
+    (b"x-request-id", b"8c7d9e0f1a2b3c4d5e6f708192a3b4c5"),
+];
+
+fn hpack(c: &mut Criterion) {
+    let mut group = c.benchmark_group("hpack");
+    let read = |decoder: &mut Decoder, block| {
+        let mut bytes = 0;
+        decoder.decode(black_box(block), |name, value| bytes += name.len() + value.len()).map(|()| bytes)
+    };
+    group.bench_function("decode_first", |b| b.iter(|| read(&mut Decoder::new(4096), &FIRST_BLOCK[2..])));
+    let mut decoder = Decoder::new(4096);
+    assert_eq!(read(&mut decoder, &FIRST_BLOCK[2..]), Ok(519));
+    group.bench_function("decode_next", |b| b.iter(|| read(&mut decoder, NEXT_BLOCK)));
+    assert_eq!(read(&mut decoder, NEXT_BLOCK), Ok(521));
+
+    let mut out = Vec::with_capacity(4096);
+    let mut write = |encoder: &mut Encoder| {
+        out.clear();
+        encoder.begin(&mut out);
+        encoder.status(StatusCode::OK, &mut out);
+        for (name, value) in black_box(&RESPONSE_FIELDS) {
+            encoder.field(name, value, &mut out);
+        }
+        out.len()
+    };
+    group.bench_function("encode_first", |b| b.iter(|| write(&mut Encoder::new())));
+    let mut encoder = Encoder::new();
+    assert_eq!([(); 3].map(|()| write(&mut encoder)), [188, 182, 62]);
+    group.bench_function("encode_next", |b| b.iter(|| write(&mut encoder)));
+    group.finish();
+}
+
+criterion_group!(benches, heads, forward, bodies, watch, hpack);
 criterion_main!(benches);

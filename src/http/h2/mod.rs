@@ -7,6 +7,7 @@ pub mod budget;
 mod convert;
 mod cork;
 pub mod downstream;
+pub mod hpack;
 mod linger;
 mod stream;
 pub mod upstream;
