@@ -17,8 +17,9 @@ use portcullis::http::{
         response::parse_response,
     },
     h2::{
+        floods::FrameLimits,
         hpack::{Decoder, Encoder},
-        watch::{FrameLimits, Watcher},
+        multiplexer::{Multiplexer, Settings},
     },
     message::{BodyLength, RequestHead, ResponseHead},
 };
@@ -159,31 +160,50 @@ fn decode_all(mut decoder: BodyDecoder, mut input: &[u8]) -> usize {
     }
 }
 
-/// What each read of an HTTP/2 client's bytes costs more, the clock included.
-fn watch(c: &mut Criterion) {
-    let limits = FrameLimits {
-        resets: 100,
-        control_frames: 100,
-        continuation_frames: 16,
-        head_timeout: Duration::from_secs(10),
+/// What a read of an HTTP/2 client's bytes costs, the clock included.
+fn frames(c: &mut Criterion) {
+    let settings = Settings {
+        streams: u32::MAX,
+        stream_window: 1 << 30,
+        connection_window: 1 << 30,
+        send_buffer: 64 << 10,
+        head: LIMITS,
+        frames: FrameLimits {
+            resets: usize::MAX,
+            control_frames: usize::MAX,
+            local_resets: usize::MAX,
+            continuation_frames: 16,
+            head_timeout: Duration::from_secs(10),
+        },
+        linger: Duration::ZERO,
     };
-    let head: &[u8] = &[&[0, 0, 40, 1, 5, 0, 0, 0, 1][..], &[0; 40]].concat();
+    // Each head opens a stream, so each round has a connection of its own.
+    let head = |stream: u8| {
+        let block = b"\x82\x87\x84\x41\x09a.example\x7a\x04curl";
+        [&[0, 0, 20, 1, 5, 0, 0, 0, stream][..], block].concat()
+    };
     let update: &[u8] = &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 1, 0, 0];
-    let data: &[u8] = &[&[0, 64, 0, 0, 0, 0, 0, 0, 1][..], &[0; 16384]].concat();
+    let greeting: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
     let reads = [
-        ("request", head.to_vec()),
-        ("request_and_updates", [update, update, head].concat()),
-        ("32_requests", head.repeat(32)),
-        ("upload_16k", data.to_vec()),
+        ("greeting", greeting.to_vec()),
+        ("request", [greeting, &head(1)].concat()),
+        ("request_and_updates", [greeting, update, update, &head(1)].concat()),
+        ("32_requests", [greeting.to_vec(), (0..32).flat_map(|turn| head(2 * turn + 1)).collect()].concat()),
     ];
-    let mut group = c.benchmark_group("watch");
+    let mut group = c.benchmark_group("h2_frames");
     for (name, bytes) in reads {
-        let mut watcher = Watcher::new(limits);
-        let _ = watcher.receive(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Instant::now());
-        group.bench_function(name, |b| b.iter(|| watcher.receive(black_box(&bytes), Instant::now())));
+        group.bench_function(name, |b| {
+            b.iter_batched(
+                || Multiplexer::new(settings),
+                |mut multiplexer| {
+                    let taken = multiplexer.receive(black_box(&bytes), Instant::now(), &mut Box::default);
+                    assert_eq!(taken, bytes.len());
+                    multiplexer
+                },
+                criterion::BatchSize::SmallInput,
+            );
+        });
     }
-    let mut watcher = Watcher::new(limits);
-    group.bench_function("sent_16k", |b| b.iter(|| watcher.send(black_box(data))));
     group.finish();
 }
 
@@ -235,5 +255,5 @@ fn hpack(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, heads, forward, bodies, watch, hpack);
+criterion_group!(benches, heads, forward, bodies, frames, hpack);
 criterion_main!(benches);

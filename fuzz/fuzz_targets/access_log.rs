@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use libfuzzer_sys::fuzz_target;
 use portcullis::{
     config::LogFormat,
-    observe::{Protocol, Record, TlsInfo},
+    observe::{Protocol, Quoted, Record, TlsInfo},
 };
 
 // User agent, referer, server name, host, path and query, separated by 0xFE, which is in no text.
@@ -18,11 +18,11 @@ fuzz_target!(|data: &[u8]| {
     let (sni, host, path, query) = (text(), text(), text(), text());
     let record = Record {
         time: UNIX_EPOCH + Duration::from_secs(data.len() as u64 * 86_399),
-        listener: "public",
+        listener: &Quoted::new("public"),
         client_ip: "192.0.2.1",
         peer: "192.0.2.1:4711",
         protocol: Protocol::H2,
-        tls: Some(TlsInfo { version: "1.3", cipher: "x", sni: sni.as_deref(), resumed: false }),
+        tls: Some(TlsInfo { version: "1.3", cipher: "x", sni: sni.as_deref(), resumed: false, client: None }),
         method: "GET",
         host: host.as_deref().unwrap_or_default(),
         path: path.as_deref().unwrap_or_default(),
@@ -37,7 +37,7 @@ fuzz_target!(|data: &[u8]| {
         attempts: 1,
         duration: Duration::from_micros(data.len() as u64),
         upstream_response: None,
-        request_id: "0123456789abcdef0123456789abcdef",
+        request_id: b"0123456789abcdef0123456789abcdef",
         user_agent,
         referer,
     };

@@ -19,7 +19,7 @@ use crate::{
         h1::HeadLimits,
         h2::{
             downstream::{Accepted, Connection, Settings},
-            watch::FrameLimits,
+            floods::FrameLimits,
         },
         transport::Transport,
     },
@@ -55,7 +55,9 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
             draining = true;
             connection.drain();
         }
-        let begin = |accepted| one_request(worker, client, accepted);
+        // WHY not `Box::pin`: see `h1::serve`; and the set would copy the future once more.
+        let begin =
+            |accepted| Box::into_pin(Box::write(Box::new_uninit(), one_request(worker, client, accepted)));
         if advance(&mut connection, &mut streams, begin, (worker, cx)).is_ready() {
             return Poll::Ready(());
         }
@@ -106,10 +108,10 @@ fn settings(limits: &Limits, head: HeadLimits) -> Settings {
         connection_window: limits.h2_connection_window,
         send_buffer: limits.h2_send_buffer,
         head,
-        local_resets: limits.h2_local_resets,
         frames: FrameLimits {
             resets: limits.h2_client_resets,
             control_frames: limits.h2_control_frames,
+            local_resets: limits.h2_local_resets,
             continuation_frames: limits.h2_continuation_frames,
             head_timeout: limits.head_timeout,
         },
@@ -119,18 +121,20 @@ fn settings(limits: &Limits, head: HeadLimits) -> Settings {
 
 /// Accepts streams, polls those that can go on, and sends what there is to send in as few writes as
 /// possible. Ready when the connection is over.
-///
-/// What the streams say here is sent the next time: the h2 crate wakes the task for it at once, so
-/// asking it once more would be work done twice.
-fn advance<F: Future<Output = ()>>(
+fn advance<F: Future<Output = ()> + Unpin>(
     connection: &mut Connection,
     streams: &mut FuturesUnordered<F>,
     mut begin: impl FnMut(Accepted) -> F,
     (worker, cx): (&Worker, &mut Context<'_>),
 ) -> Poll<()> {
-    connection.begin_pass();
     while let Poll::Ready(accepted) = connection.poll_accept(cx, || worker.take_head()) {
-        let Some(accepted) = accepted else { return Poll::Ready(()) };
+        let Some(accepted) = accepted else {
+            if !connection.is_abused() {
+                // They learn that their client is gone, and their records say how far they came.
+                while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {}
+            }
+            return Poll::Ready(());
+        };
         streams.push(begin(accepted));
     }
     while let Poll::Ready(Some(())) = Pin::new(&mut *streams).poll_next(cx) {}
@@ -146,6 +150,8 @@ async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
     let mut patience = Patience::new(&mut deadline);
     let mut flight = Flight::new(worker, client, &mut head, Instant::now());
     match verdict {
+        // Nothing is begun for it; the record says so.
+        _ if stream.is_gone() => {}
         Ok(()) => proxy::serve(&mut flight, &mut stream, &mut patience).await,
         Err(reason) => {
             flight.unparsed = true;

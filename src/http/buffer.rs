@@ -178,6 +178,9 @@ impl Drop for ReadBuffer {
 #[derive(Debug, Default)]
 pub struct WriteBuffer {
     bytes: Vec<u8>,
+    /// Bytes at the front that are no data: see `FRONT`.
+    front: usize,
+    /// Bytes that are written, or at the front.
     written: usize,
 }
 
@@ -200,12 +203,32 @@ impl WriteBuffer {
         if self.bytes.capacity() == 0 {
             self.bytes = FREE.with_borrow_mut(|free| free.write.pop()).unwrap_or_default();
         }
-        if self.written > 0 {
+        if self.written > self.front {
             // A peer that never takes everything must not make it grow for ever.
-            self.bytes.drain(..self.written);
-            self.written = 0;
+            self.bytes.drain(self.front..self.written);
+            self.written = self.front;
         }
         &mut self.bytes
+    }
+
+    /// Makes room for so many bytes more, in few steps: growing by each piece would copy each time.
+    pub fn reserve(&mut self, more: usize) {
+        let bytes = self.bytes_mut();
+        if bytes.capacity() - bytes.len() >= more {
+            return;
+        }
+        let needed = self.len() + more;
+        if needed <= SMALL_BLOCK {
+            return self.bytes.reserve_exact(SMALL_BLOCK - self.bytes.len());
+        }
+        let mut larger = WriteBuffer {
+            bytes: Vec::with_capacity(FRONT + needed.next_power_of_two()),
+            front: FRONT,
+            written: FRONT,
+        };
+        larger.bytes.resize(FRONT, 0);
+        larger.bytes.extend_from_slice(self.data());
+        *self = larger;
     }
 
     /// Marks `count` bytes of `data` as written.
@@ -214,7 +237,7 @@ impl WriteBuffer {
         debug_assert!(self.written <= self.bytes.len());
         if self.written == self.bytes.len() {
             self.bytes.clear();
-            self.written = 0;
+            (self.front, self.written) = (0, 0);
             // At once: with thousands of requests under way the next one finds memory in the cache.
             self.release_if_empty();
         }
@@ -306,6 +329,27 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
+
+    #[test]
+    fn holds_what_is_not_written_wherever_it_has_to_move() {
+        let mut buffer = WriteBuffer::default();
+        let mut expected = Vec::new();
+        for (more, written) in
+            [(10, 3), (SMALL_BLOCK, 0), (100, 5000), (3 * SMALL_BLOCK, 7), (LARGE_BLOCK, 1)]
+        {
+            let piece: Vec<u8> = (0..=250).cycle().take(more).collect();
+            buffer.reserve(more);
+            let room = buffer.bytes.capacity();
+            buffer.bytes_mut().extend_from_slice(&piece);
+            assert_eq!(buffer.bytes.capacity(), room);
+            expected.extend_from_slice(&piece);
+            buffer.advance(written);
+            expected.drain(..written);
+            assert_eq!((buffer.data(), buffer.len()), (&expected[..], expected.len()));
+        }
+        buffer.advance(expected.len());
+        assert!(buffer.is_empty() && buffer.bytes.capacity() == 0);
+    }
 
     async fn read(buffer: &mut ReadBuffer, mut from: &[u8]) -> usize {
         poll_fn(|cx| buffer.poll_read(&mut from, cx)).await.unwrap()

@@ -173,20 +173,6 @@ impl Fields {
         self.entries.iter().map(|entry| (entry.id, entry.name(&self.block), entry.value(&self.block)))
     }
 
-    /// The bytes that `ranges` points into.
-    pub(super) fn block(&self) -> &[u8] {
-        &self.block
-    }
-
-    /// All fields in order, as (id, name, value): where each name and value stands in `block`.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = (FieldId, Range<usize>, Range<usize>)> {
-        self.entries.iter().map(|entry| {
-            let line = entry.line();
-            let middle = line.start + entry.name_len as usize;
-            (entry.id, line.start..middle, middle + 2..line.end - 2)
-        })
-    }
-
     /// The first value of a known field.
     pub fn get(&self, id: FieldId) -> Option<&[u8]> {
         self.all(id).next()

@@ -67,7 +67,7 @@ impl<'b> Length<'b> {
 }
 
 /// Digits only, below 2^63.
-fn parse_content_length(value: &[u8]) -> Option<u64> {
+pub(in crate::http) fn parse_content_length(value: &[u8]) -> Option<u64> {
     // 2^63 has 19 digits, so nothing of this length overflows.
     if value.is_empty() || value.len() > 19 {
         return None;

@@ -20,6 +20,6 @@ pub use connection::Connection;
 pub use downstream::{NoRequest, RequestLimits};
 pub use framing::BodyLimits;
 pub use head::HeadLimits;
-#[cfg(test)]
 pub(super) use hop::is_token;
+pub(super) use length::parse_content_length;
 pub use upstream::NoResponse;

@@ -1,68 +1,43 @@
-//! The clients' side of HTTP/2: one stream is one exchange.
+//! The clients' side of HTTP/2: a connection, whose streams come out of `poll_accept`.
 
 use std::{
+    cell::RefCell,
+    future::poll_fn,
     io,
+    pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
-use h2::{
-    Reason as Code, RecvStream,
-    server::{self, SendResponse},
-};
+use tokio::{io::AsyncWrite, time::Instant};
 
+pub use super::multiplexer::Settings;
 use super::{
-    budget::{Budget, Claim, Heads},
-    convert,
-    cork::Corked,
-    linger::Lingering,
-    stream::{Incoming, Outgoing, io_error},
-    watch::{Flood, FrameLimits},
-    watched::Watched,
+    floods::Flood,
+    frame::PREFACE,
+    linger::Linger,
+    multiplexer::{Multiplexer, Request},
+    request::Flaw,
+    stream::Stream,
 };
-use crate::error::Reason;
-use crate::http::{
-    deadline::Deadline,
-    exchange::{BodyError, Downstream, Exchange, Filled},
-    fields::Fields,
-    h1::{HeadLimits, head::Underscores},
-    message::{BodyLength, RequestHead, ResponseHead},
-    transport::Transport,
+use crate::{
+    error::Reason,
+    http::{buffer::ReadBuffer, deadline::Deadline, message::RequestHead, transport::Transport},
 };
 
-/// What all responses of a connection may have waiting together: so many streams' buffers.
-const FULL_BUFFERS: usize = 4;
-
-/// Memory of the heads that are not answered yet: a hundred of 10 KiB.
-const HEAD_BYTES: usize = 1024 * 1024;
-
-/// Bounds of one connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    pub streams: u32,
-    pub stream_window: u32,
-    pub connection_window: u32,
-    /// Response bytes that may wait in a stream's buffer.
-    pub send_buffer: usize,
-    pub head: HeadLimits,
-    /// Resets that a client may provoke over the connection's life.
-    pub local_resets: usize,
-    pub frames: FrameLimits,
-    /// How long the client may take to read the last bytes.
-    pub linger: std::time::Duration,
-}
-
-/// A connection: streams come out of `poll_accept`, and everything is sent while it is polled.
+/// A connection: everything is read and written while it is polled.
 #[derive(Debug)]
 pub struct Connection {
-    inner: server::Connection<Corked<Watched<Lingering>>, Bytes>,
-    cork: Corked<Watched<Lingering>>,
-    head: HeadLimits,
+    transport: Transport,
+    input: ReadBuffer,
+    multiplexer: Rc<RefCell<Multiplexer>>,
     /// For a head that has begun.
     head_deadline: Deadline,
-    budget: Budget,
-    heads: Heads,
-    abused: bool,
+    /// The last write found no room.
+    blocked: bool,
+    /// Bytes that the transport has taken.
+    written: u64,
+    linger: Linger,
 }
 
 /// A stream that has a request head, or the reason to refuse it.
@@ -74,245 +49,167 @@ pub struct Accepted {
 }
 
 impl Connection {
-    /// Waits for the client's preface and exchanges settings.
+    /// Waits for the client's preface; our settings are on their way then.
     pub async fn handshake(transport: Transport, settings: &Settings) -> io::Result<Self> {
-        let lingering = Lingering::new(transport, settings.linger, settings.connection_window);
-        let cork = Corked::new(Watched::new(lingering, settings.frames));
-        let inner = server::Builder::new()
-            .max_concurrent_streams(settings.streams)
-            .initial_window_size(settings.stream_window)
-            .initial_connection_window_size(settings.connection_window)
-            .max_send_buffer_size(settings.send_buffer)
-            .max_header_list_size(list_bytes(&settings.head))
-            .max_local_error_reset_streams(Some(settings.local_resets))
-            // Its own count of resets would end a connection within our limit.
-            .max_pending_accept_reset_streams(settings.frames.resets)
-            .handshake(cork.handle())
-            .await
-            .map_err(io_error)?;
-        let budget = Budget::new(FULL_BUFFERS * settings.send_buffer);
-        let head_deadline = Deadline::default();
-        let heads = Heads::new(HEAD_BYTES);
-        Ok(Connection { inner, cork, head: settings.head, head_deadline, budget, heads, abused: false })
+        let mut connection = Connection {
+            transport,
+            input: ReadBuffer::default(),
+            multiplexer: Rc::new(RefCell::new(Multiplexer::new(*settings))),
+            head_deadline: Deadline::default(),
+            blocked: false,
+            written: 0,
+            linger: Linger::new(settings.linger, settings.connection_window),
+        };
+        poll_fn(|cx| connection.poll_preface(cx)).await?;
+        Ok(connection)
     }
 
-    /// To be called each time that the connection's task is polled, before the next two: what they
-    /// find not to have come is not looked for again until the next time.
-    pub fn begin_pass(&mut self) {
-        self.cork.begin_pass();
+    fn poll_preface(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let data = self.input.data();
+            let here = data.len().min(PREFACE.len());
+            if data[..here] != PREFACE[..here] {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            if here == PREFACE.len() {
+                self.input.consume(here);
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_input(cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Poll::Ready(result) => _ = result?,
+                // Mostly the preface is here, and our settings go out with what follows them.
+                Poll::Pending => {
+                    let _ = self.poll_flush(cx)?;
+                    return Poll::Pending;
+                }
+            }
+        }
     }
 
-    /// The next stream, or `None` when the connection is over, or abused; takes what its streams
-    /// have to send and keeps it for `poll_flush`.
+    /// Reads once; `Ready(0)` is the end of the stream. An empty input borrows no block just to find
+    /// out that nothing has come.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.input.is_empty() && self.transport.poll_readable(cx).is_pending() {
+            self.input.release_if_empty();
+            return Poll::Pending;
+        }
+        self.input.poll_read(&mut self.transport, cx)
+    }
+
+    /// The next stream, or `None` when the connection is over, or abused.
+    ///
+    /// Everything that has come is looked at before a first request of it is handed out: none of them
+    /// is to be served where it ends in a flood.
     pub fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
-        new_head: impl FnOnce() -> Box<RequestHead>,
+        mut new_head: impl FnMut() -> Box<RequestHead>,
     ) -> Poll<Option<Accepted>> {
-        let accepted = if self.heads.poll_room(cx).is_ready() {
-            self.inner.poll_accept(cx)
-        } else {
-            // Goes on with the streams that there are.
-            self.inner.poll_closed(cx).map(|closed| closed.err().map(Err))
-        };
-        if !self.cork.is_blocked() {
-            // It has written all it had.
-            self.budget.refill();
-        }
-        if let Some(flood) = self.poll_flood(cx) {
-            tracing::debug!("an HTTP/2 connection is ended for abuse: {flood:?}");
-            self.abused = true;
-            self.inner.abrupt_shutdown(Code::ENHANCE_YOUR_CALM);
-            return Poll::Ready(None);
-        }
-        match ready!(accepted) {
-            Some(Ok((request, respond))) => {
-                let mut head = new_head();
-                let ended = request.body().is_end_stream();
-                let verdict = convert::read_request(&request, ended, &self.head, &mut head);
-                let claim = self.heads.claim(head.bytes());
-                let stream = Stream::new((request.into_body(), ended), respond, (self.budget.clone(), claim));
-                Poll::Ready(Some(Accepted { head, stream, verdict }))
+        loop {
+            if let Some(accepted) = self.next_accepted() {
+                return Poll::Ready(Some(accepted));
             }
-            Some(Err(error)) => {
-                tracing::debug!("an HTTP/2 connection ended: {error}");
-                // What the h2 crate counts itself: resets that we are made to send, tiny DATA.
-                self.abused = error.is_go_away()
-                    && error.is_library()
-                    && error.reason() == Some(Code::ENHANCE_YOUR_CALM);
-                Poll::Ready(None)
+            if self.is_abused() {
+                return Poll::Ready(None);
             }
-            None => Poll::Ready(None),
+            if self.multiplexer.borrow().is_over() {
+                return self.poll_close(cx).map(|()| None);
+            }
+            if !self.input.is_empty() && self.take_input(&mut new_head) {
+                continue;
+            }
+            match self.poll_input(cx) {
+                Poll::Ready(Ok(1..)) => _ = self.take_input(&mut new_head),
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    self.multiplexer.borrow_mut().lose_all();
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => ready!(self.poll_head_deadline(cx)),
+            }
         }
     }
 
-    /// What the client floods us with, or a head that it does not end in time.
-    fn poll_flood(&mut self, cx: &mut Context<'_>) -> Option<Flood> {
-        let watched = self.cork.inner();
-        match watched.head_deadline() {
+    /// Shows the multiplexer what is here; whether it has taken something.
+    fn take_input(&mut self, mut new_head: impl FnMut() -> Box<RequestHead>) -> bool {
+        let mut multiplexer = self.multiplexer.borrow_mut();
+        let taken = multiplexer.receive(self.input.data(), Instant::now(), &mut new_head);
+        self.input.consume(taken);
+        taken > 0
+    }
+
+    fn next_accepted(&mut self) -> Option<Accepted> {
+        let Request { place, head, verdict } = self.multiplexer.borrow_mut().requests.pop_front()?;
+        let verdict = verdict.map_err(|flaw| match flaw {
+            Flaw::Refused(reason) => reason,
+            Flaw::Malformed => Reason::BadRequest,
+        });
+        Some(Accepted { head, stream: Stream::new(self.multiplexer.clone(), place), verdict })
+    }
+
+    /// Ready when a head has not ended in time, which ends the connection.
+    fn poll_head_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut multiplexer = self.multiplexer.borrow_mut();
+        match multiplexer.head_deadline() {
             Some(end) => self.head_deadline.set(end),
             None => self.head_deadline.clear(),
         }
-        let late = self.head_deadline.poll(cx).is_ready().then_some(Flood::UnfinishedHead);
-        watched.flood().or(late)
+        ready!(self.head_deadline.poll(cx));
+        multiplexer.break_off(Flood::UnfinishedHead.into());
+        Poll::Ready(())
     }
 
     /// Whether the connection is over because of what the client sent too much of.
     pub fn is_abused(&self) -> bool {
-        self.abused
+        self.multiplexer.borrow().flood().is_some()
     }
 
-    /// Says why and closes, once the connection is abused.
+    /// Says what is left to say and closes.
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.cork.end_pass();
-        self.inner.poll_closed(cx).map(|_| ())
+        // WHY: whatever fails here, the connection is over.
+        if ready!(self.poll_flush(cx)).is_ok() {
+            let _ = ready!(self.linger.poll(cx, &mut self.transport, &mut self.input));
+        }
+        Poll::Ready(())
     }
 
-    /// Sends what was taken; to be called each time before the connection's task waits.
+    /// Sends what its streams and itself have to say; to be called each time before the connection's
+    /// task waits.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = self.cork.poll_uncork(cx);
-        if !self.cork.is_blocked() && self.budget.is_wanted() {
-            // The client has made room only now, behind `poll_accept`, which refills the budget: nobody
-            // else would wake the task, and its streams would wait for ever.
-            cx.waker().wake_by_ref();
+        let mut multiplexer = self.multiplexer.borrow_mut();
+        self.blocked = true;
+        while !multiplexer.output().is_empty() {
+            let count = ready!(Pin::new(&mut self.transport).poll_write(cx, multiplexer.output()))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += count as u64;
+            multiplexer.wrote(count);
         }
-        flushed
+        ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
+        self.blocked = false;
+        Poll::Ready(Ok(()))
     }
 
     /// Whether the client takes nothing of what is there for it.
     pub fn is_blocked(&self) -> bool {
-        self.cork.is_blocked()
+        self.blocked
     }
 
     /// Bytes that were written to the client.
     pub fn written(&self) -> u64 {
-        self.cork.written()
+        self.written
     }
 
     /// Has the connection reset when it is dropped: what waits for the client is lost, here and in the
     /// kernel.
     pub fn give_up(&mut self) {
-        self.cork.inner().give_up();
+        // WHY: fails only on a socket that is already dead.
+        let _ = self.transport.tcp().set_zero_linger();
     }
 
     /// Takes no more streams and ends with the last one (RFC 9113 §6.8).
     pub fn drain(&mut self) {
-        self.inner.graceful_shutdown();
-    }
-}
-
-/// What the h2 crate lets through: twice our limit, since what it refuses itself is on no record.
-/// Each field counts 32 bytes more there (RFC 9113 §6.5.2).
-fn list_bytes(limits: &HeadLimits) -> u32 {
-    u32::try_from(2 * limits.head_bytes + 32 * limits.fields).unwrap_or(u32::MAX)
-}
-
-#[derive(Debug)]
-pub struct Stream {
-    incoming: Incoming,
-    respond: SendResponse<Bytes>,
-    outgoing: Option<Outgoing>,
-    budget: Budget,
-    /// Until the answer begins.
-    claim: Option<Claim>,
-}
-
-impl Stream {
-    fn new(
-        (body, ended): (RecvStream, bool),
-        respond: SendResponse<Bytes>,
-        (budget, claim): (Budget, Claim),
-    ) -> Self {
-        let incoming = Incoming::new(body, ended, Underscores::Drop);
-        Stream { incoming, respond, outgoing: None, budget, claim: Some(claim) }
-    }
-
-    fn outgoing(&mut self) -> io::Result<&mut Outgoing> {
-        self.outgoing.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-}
-
-impl Exchange for Stream {
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<Filled, BodyError>> {
-        self.incoming.poll_fill(cx)
-    }
-
-    fn data(&self) -> &[u8] {
-        self.incoming.data()
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.incoming.consume(count);
-    }
-
-    fn ends_with_data(&self) -> bool {
-        self.incoming.ends_with_data()
-    }
-
-    fn trailers(&self) -> Option<&Fields> {
-        self.incoming.trailers()
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], last: bool) -> Poll<io::Result<usize>> {
-        self.outgoing()?.poll_send(cx, data, last)
-    }
-
-    fn poll_finish(&mut self, _: &mut Context<'_>, trailers: Option<&Fields>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.outgoing()?.finish(trailers))
-    }
-
-    /// The connection's task flushes for all its streams.
-    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Downstream for Stream {
-    fn poll_hold(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), BodyError>> {
-        self.incoming.poll_hold(cx, count)
-    }
-
-    fn held(&self) -> usize {
-        self.incoming.held()
-    }
-
-    fn send_interim(&mut self, head: &ResponseHead) -> io::Result<()> {
-        self.respond.send_informational(convert::write_response(head)).map_err(io_error)
-    }
-
-    fn send_head(&mut self, head: &ResponseHead) -> io::Result<()> {
-        self.claim = None;
-        let ended = matches!(head.body, BodyLength::Empty | BodyLength::Exact(0));
-        let stream = self.respond.send_response(convert::write_response(head), ended).map_err(io_error)?;
-        self.outgoing = Some(Outgoing::new(stream, ended, Some(self.budget.clone())));
-        Ok(())
-    }
-
-    fn send_switching(&mut self, _: &ResponseHead, _: &str) -> io::Result<()> {
-        // HTTP/2 has no 101 (RFC 9113 §8.6), and no request of it carries `upgrade`.
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.outgoing {
-            Some(outgoing) => outgoing.poll_reset(cx),
-            None => self.respond.poll_reset(cx).map(|_| ()),
-        }
-    }
-
-    fn close_after_reply(&mut self) {
-        // GOAWAY says it for the whole connection.
-    }
-
-    /// Only the stream: the connection sees for itself whether anything is taken.
-    fn give_up(&mut self) {
-        self.abort();
-    }
-
-    fn abort(&mut self) {
-        match &mut self.outgoing {
-            Some(outgoing) => outgoing.abort(Code::INTERNAL_ERROR),
-            None => self.respond.send_reset(Code::INTERNAL_ERROR),
-        }
+        self.multiplexer.borrow_mut().drain();
     }
 }

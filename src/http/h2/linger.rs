@@ -11,12 +11,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Instant,
-};
+use tokio::{io::AsyncWrite, time::Instant};
 
-use crate::http::{deadline::Deadline, transport::Transport};
+use crate::http::{buffer::ReadBuffer, deadline::Deadline, transport::Transport};
 
 /// How long a client may be silent before it is taken for one that has nothing more to say.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -25,10 +22,9 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// WINDOW_UPDATE. One that says more doesn't listen.
 const LAST_WORDS: usize = 1024 * 1024;
 
-/// A transport whose shutdown waits until the client has closed too.
+/// A shutdown that waits until the client has closed too.
 #[derive(Debug)]
-pub(super) struct Lingering {
-    transport: Transport,
+pub(super) struct Linger {
     /// For the whole wait.
     limit: Duration,
     /// What may still be read of the client.
@@ -38,80 +34,38 @@ pub(super) struct Lingering {
     silence: Deadline,
 }
 
-impl Lingering {
+impl Linger {
     /// `window` is what the client may be sending when the connection ends.
-    pub(super) fn new(transport: Transport, limit: Duration, window: u32) -> Self {
-        let left = LAST_WORDS + window as usize;
-        Lingering { transport, limit, left, end: None, silence: Deadline::default() }
+    pub(super) fn new(limit: Duration, window: u32) -> Self {
+        Linger { limit, left: LAST_WORDS + window as usize, end: None, silence: Deadline::default() }
     }
 
-    /// Has the connection reset when it is dropped.
-    pub(super) fn give_up(&self) {
-        // WHY: fails only on a socket that is already dead.
-        let _ = self.transport.tcp().set_zero_linger();
-    }
-
-    /// Reads until the client closes, is silent or has said enough.
-    fn poll_silence(&mut self, cx: &mut Context<'_>, end: Instant) -> Poll<()> {
-        let mut room = [0; 1024];
-        loop {
-            let mut buffer = ReadBuf::new(&mut room);
-            match Pin::new(&mut self.transport).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(()))
-                    if (1..self.left).contains(&buffer.filled().len()) && Instant::now() < end =>
-                {
-                    self.left -= buffer.filled().len();
-                    self.silence.set((Instant::now() + SILENCE).min(end));
-                }
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return self.silence.poll(cx),
-            }
-        }
-    }
-}
-
-impl AsyncRead for Lingering {
-    fn poll_read(
-        self: Pin<&mut Self>,
+    /// Closes our half, then reads until the client closes, is silent or has said enough.
+    pub(super) fn poll(
+        &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
+        transport: &mut Transport,
+        input: &mut ReadBuffer,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Lingering {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().transport).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().transport).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.transport.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let end = if let Some(end) = this.end {
+        let end = if let Some(end) = self.end {
             end
         } else {
-            ready!(Pin::new(&mut this.transport).poll_shutdown(cx))?;
+            ready!(Pin::new(&mut *transport).poll_shutdown(cx))?;
             let now = Instant::now();
-            let end = now + this.limit;
-            this.silence.set((now + SILENCE).min(end));
-            *this.end.insert(end)
+            let end = now + self.limit;
+            self.silence.set((now + SILENCE).min(end));
+            *self.end.insert(end)
         };
-        this.poll_silence(cx, end).map(Ok)
+        loop {
+            input.consume(input.data().len());
+            match input.poll_read(transport, cx) {
+                Poll::Ready(Ok(count)) if (1..self.left).contains(&count) && Instant::now() < end => {
+                    self.left -= count;
+                    self.silence.set((Instant::now() + SILENCE).min(end));
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return self.silence.poll(cx).map(Ok),
+            }
+        }
     }
 }

@@ -1,203 +1,137 @@
-//! The body halves of an HTTP/2 stream, alike on both sides.
+//! One request and its answer, in the hands of whoever serves it.
 
 use std::{
+    cell::RefCell,
     io,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
-use h2::{Reason as Code, RecvStream, SendStream};
-
-use super::{budget::Budget, convert};
+use super::{frame::Code, multiplexer::Multiplexer};
 use crate::http::{
-    exchange::{BodyError, Filled},
+    exchange::{BodyError, Downstream, Exchange, Filled},
     fields::Fields,
-    h1::head::Underscores,
+    message::ResponseHead,
 };
 
-/// The incoming half: data is borrowed from the frame it came in, and flow control is given back
-/// only for what was consumed.
+/// A stream; dropping it before its end resets it.
 #[derive(Debug)]
-pub(super) struct Incoming {
-    stream: RecvStream,
-    current: Bytes,
-    /// What is held back until the whole of it is here.
-    gathered: Vec<u8>,
-    /// Bytes at the front whose window was given back already.
-    credited: usize,
-    trailers: Option<Fields>,
-    /// Of trailer names.
-    underscores: Underscores,
-    data_ended: bool,
-    ended: bool,
+pub struct Stream {
+    multiplexer: Rc<RefCell<Multiplexer>>,
+    place: usize,
+    /// What was taken of the body, and how much of that was consumed.
+    chunk: Vec<u8>,
+    consumed: usize,
+    trailers: Option<Box<Fields>>,
 }
 
-impl Incoming {
-    /// `ended`: no body follows.
-    pub(super) fn new(stream: RecvStream, ended: bool, underscores: Underscores) -> Self {
-        Incoming {
-            stream,
-            current: Bytes::new(),
-            gathered: Vec::new(),
-            credited: 0,
-            trailers: None,
-            underscores,
-            data_ended: ended,
-            ended,
-        }
+impl Stream {
+    pub(super) fn new(multiplexer: Rc<RefCell<Multiplexer>>, place: usize) -> Self {
+        Stream { multiplexer, place, chunk: Vec::new(), consumed: 0, trailers: None }
     }
 
-    /// Waits until `count` bytes are here; before anything was consumed.
-    pub(super) fn poll_hold(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), BodyError>> {
-        while self.held() < count && !self.data_ended {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) => self.gather(data),
-                Some(Err(error)) => return Poll::Ready(Err(body_error(&error))),
-                None => self.data_ended = true,
-            }
-        }
-        if !self.gathered.is_empty() {
-            self.current = Bytes::from(std::mem::take(&mut self.gathered));
-        }
-        Poll::Ready(Ok(()))
+    /// Whether the client has taken its request back already.
+    pub fn is_gone(&self) -> bool {
+        self.multiplexer.borrow().streams.get(self.place).gone.is_some()
     }
+}
 
-    /// Bytes that are here and were not consumed.
-    pub(super) fn held(&self) -> usize {
-        self.current.len() + self.gathered.len()
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.multiplexer.borrow_mut().leave(self.place);
     }
+}
 
-    /// What is held is on no window: streams that wait for their rest would otherwise use up that of
-    /// the connection, and then all of them would wait for each other.
-    fn gather(&mut self, data: Bytes) {
-        self.credited += data.len();
-        // WHY: fails only when the stream is gone, and then there is no window to give back.
-        let _ = self.stream.flow_control().release_capacity(data.len());
-        if self.held() == 0 {
-            self.current = data;
-        } else {
-            self.gathered.extend_from_slice(&std::mem::take(&mut self.current));
-            self.gathered.extend_from_slice(&data);
-        }
-    }
-
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<Filled, BodyError>> {
-        while self.current.is_empty() && !self.data_ended {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) => self.current = data,
-                Some(Err(error)) => return Poll::Ready(Err(body_error(&error))),
-                None => self.data_ended = true,
-            }
-        }
-        if !self.current.is_empty() {
+impl Exchange for Stream {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<Filled, BodyError>> {
+        if self.consumed < self.chunk.len() {
             return Poll::Ready(Ok(Filled::Data));
         }
-        if !self.ended {
-            match ready!(self.stream.poll_trailers(cx)) {
-                Ok(map) => {
-                    self.trailers = map.and_then(|map| convert::read_trailers(&map, self.underscores));
-                }
-                Err(error) => return Poll::Ready(Err(body_error(&error))),
-            }
-            self.ended = true;
+        let mut multiplexer = self.multiplexer.borrow_mut();
+        if let Some(chunk) = ready!(multiplexer.poll_body(cx, self.place))? {
+            self.chunk = chunk;
+            self.consumed = 0;
+            return Poll::Ready(Ok(Filled::Data));
+        }
+        if self.trailers.is_none() {
+            self.trailers = multiplexer.streams.at(self.place).trailers.take();
         }
         Poll::Ready(Ok(Filled::End))
     }
 
-    pub(super) fn data(&self) -> &[u8] {
-        &self.current
+    fn data(&self) -> &[u8] {
+        &self.chunk[self.consumed..]
     }
 
-    pub(super) fn consume(&mut self, count: usize) {
-        self.current.advance(count);
-        let credited = self.credited.min(count);
-        self.credited -= credited;
-        // WHY: fails only when the stream is gone, and then there is no window to give back.
-        let _ = self.stream.flow_control().release_capacity(count - credited);
+    fn consume(&mut self, count: usize) {
+        self.consumed += count;
+        if self.consumed == self.chunk.len() {
+            self.chunk = Vec::new();
+            self.consumed = 0;
+        }
+        self.multiplexer.borrow_mut().consume(self.place, count);
     }
 
-    pub(super) fn ends_with_data(&self) -> bool {
-        self.stream.is_end_stream()
+    fn ends_with_data(&self) -> bool {
+        let multiplexer = self.multiplexer.borrow();
+        let stream = multiplexer.streams.get(self.place);
+        stream.received_all && stream.held == 0 && stream.trailers.is_none() && stream.gone.is_none()
     }
 
-    pub(super) fn trailers(&self) -> Option<&Fields> {
-        self.trailers.as_ref()
+    fn trailers(&self) -> Option<&Fields> {
+        self.trailers.as_deref()
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], last: bool) -> Poll<io::Result<usize>> {
+        self.multiplexer.borrow_mut().poll_send(cx, self.place, data, last)
+    }
+
+    fn poll_finish(&mut self, _: &mut Context<'_>, trailers: Option<&Fields>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.multiplexer.borrow_mut().finish(self.place, trailers))
+    }
+
+    /// The connection's task flushes for all its streams.
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 
-/// The outgoing half.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    stream: SendStream<Bytes>,
-    /// END_STREAM was sent.
-    ended: bool,
-    /// Of the connection, towards clients.
-    budget: Option<Budget>,
-}
-
-impl Outgoing {
-    pub(super) fn new(stream: SendStream<Bytes>, ended: bool, budget: Option<Budget>) -> Self {
-        Outgoing { stream, ended, budget }
+impl Downstream for Stream {
+    fn poll_hold(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), BodyError>> {
+        self.multiplexer.borrow_mut().poll_hold(cx, self.place, count)
     }
 
-    pub(super) fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        data: &[u8],
-        last: bool,
-    ) -> Poll<io::Result<usize>> {
-        self.stream.reserve_capacity(data.len());
-        let mut room = self.stream.capacity();
-        while room == 0 {
-            room = match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(room)) => room,
-                Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            };
-        }
-        let count = match &self.budget {
-            Some(budget) => ready!(budget.poll_take(cx, room.min(data.len()))),
-            None => room.min(data.len()),
-        };
-        let end = last && count == data.len();
-        self.stream.send_data(Bytes::copy_from_slice(&data[..count]), end).map_err(io_error)?;
-        self.ended |= end;
-        Poll::Ready(Ok(count))
+    fn held(&self) -> usize {
+        self.multiplexer.borrow().streams.get(self.place).held
     }
 
-    pub(super) fn finish(&mut self, trailers: Option<&Fields>) -> io::Result<()> {
-        if self.ended {
-            return Ok(());
-        }
-        self.ended = true;
-        match trailers {
-            Some(fields) => self.stream.send_trailers(convert::write_trailers(fields)),
-            None => self.stream.send_data(Bytes::new(), true),
-        }
-        .map_err(io_error)
+    fn send_interim(&mut self, head: &ResponseHead) -> io::Result<()> {
+        self.multiplexer.borrow_mut().send_head(self.place, head)
     }
 
-    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_reset(cx).map(|_| ())
+    fn send_head(&mut self, head: &ResponseHead) -> io::Result<()> {
+        self.multiplexer.borrow_mut().send_head(self.place, head)
     }
 
-    pub(super) fn abort(&mut self, code: Code) {
-        if !self.ended {
-            self.ended = true;
-            self.stream.send_reset(code);
-        }
+    fn send_switching(&mut self, _: &ResponseHead, _: &str) -> io::Result<()> {
+        // HTTP/2 has no 101 (RFC 9113 §8.6), and no request of it carries `upgrade`.
+        Err(io::ErrorKind::Unsupported.into())
     }
-}
 
-fn body_error(error: &h2::Error) -> BodyError {
-    // A library reset is h2's own finding: the peer's DATA didn't match its content-length.
-    if error.is_library() && !error.is_go_away() { BodyError::Malformed } else { BodyError::Closed }
-}
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.multiplexer.borrow_mut().poll_gone(cx, self.place)
+    }
 
-pub(super) fn io_error(error: h2::Error) -> io::Error {
-    if error.is_io() {
-        error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
-    } else {
-        io::Error::new(io::ErrorKind::ConnectionReset, error)
+    fn close_after_reply(&mut self) {
+        // GOAWAY says it for the whole connection.
+    }
+
+    /// Only the stream: the connection sees for itself whether anything is taken.
+    fn give_up(&mut self) {
+        self.abort();
+    }
+
+    fn abort(&mut self) {
+        self.multiplexer.borrow_mut().abort(self.place, Code::InternalError);
     }
 }

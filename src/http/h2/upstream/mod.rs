@@ -1,4 +1,9 @@
-//! The backends' side of HTTP/2: a shared connection, and one stream of it for each request.
+//! The backends' side of HTTP/2, on the h2 crate: a shared connection, and one stream of it for each
+//! request.
+
+mod body;
+pub mod convert;
+mod cork;
 
 use std::{
     future::poll_fn,
@@ -15,18 +20,14 @@ use h2::{
 };
 use http::{HeaderMap, Method, Request, Response, Uri};
 
-use super::{
-    convert,
-    cork::Corked,
-    stream::{Incoming, Outgoing, io_error},
-};
 use crate::http::{
     exchange::{BodyError, Exchange, Filled},
     fields::Fields,
-    h1::head::Underscores,
     message::ResponseHead,
     transport::Transport,
 };
+use body::{Incoming, Outgoing, io_error};
+use cork::Corked;
 
 /// Flow-control windows and buffers towards a backend, which we trust more than a client.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -121,7 +122,7 @@ impl Handle {
         Ok(Stream {
             response: Some(response),
             incoming: None,
-            outgoing: Outgoing::new(stream, ended, None),
+            outgoing: Outgoing::new(stream, ended),
             _counted: self.streams.clone(),
         })
     }
@@ -170,7 +171,7 @@ impl Stream {
     ) -> Result<(), NoResponse> {
         let ended = response.body().is_end_stream();
         convert::read_response(&response, ended, head).ok_or(NoResponse::Malformed)?;
-        self.incoming = Some(Incoming::new(response.into_body(), ended, Underscores::Keep));
+        self.incoming = Some(Incoming::new(response.into_body(), ended));
         Ok(())
     }
 

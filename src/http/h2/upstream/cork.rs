@@ -5,7 +5,7 @@
 //! goes out when the connection's task has nothing more to add, or when a record is full.
 
 use std::{
-    cell::{Ref, RefCell},
+    cell::RefCell,
     io,
     pin::Pin,
     rc::Rc,
@@ -28,70 +28,22 @@ pub(super) struct Corked<T>(Rc<RefCell<State<T>>>);
 struct State<T> {
     inner: T,
     waiting: WriteBuffer,
-    reads: Reads,
-    /// The last write found no room.
-    blocked: bool,
-    /// Bytes that went on to `inner`.
-    written: u64,
-}
-
-/// Whether the stream below is asked for bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reads {
-    Always,
-    /// Until it has none: the h2 crate reads once more for each request that it hands out.
-    UntilDry,
-    /// Not before the task is polled again, which the stream sees to.
-    Never,
 }
 
 impl<T> Corked<T> {
     pub(super) fn new(inner: T) -> Self {
-        Corked(Rc::new(RefCell::new(State {
-            inner,
-            waiting: WriteBuffer::default(),
-            reads: Reads::Always,
-            blocked: false,
-            written: 0,
-        })))
+        Corked(Rc::new(RefCell::new(State { inner, waiting: WriteBuffer::default() })))
     }
 
     pub(super) fn handle(&self) -> Self {
         Corked(self.0.clone())
     }
-
-    /// The task begins to do all that there is to do: a stream that is found empty stays so until
-    /// `end_pass` or `poll_uncork`. Between them, everything is to be polled for one task.
-    pub(super) fn begin_pass(&self) {
-        self.0.borrow_mut().reads = Reads::UntilDry;
-    }
-
-    pub(super) fn end_pass(&self) {
-        self.0.borrow_mut().reads = Reads::Always;
-    }
-
-    /// Whether the peer takes no more for now.
-    pub(super) fn is_blocked(&self) -> bool {
-        self.0.borrow().blocked
-    }
-
-    /// Bytes that the stream below has taken.
-    pub(super) fn written(&self) -> u64 {
-        self.0.borrow().written
-    }
-
-    /// What is below.
-    pub(super) fn inner(&self) -> Ref<'_, T> {
-        Ref::map(self.0.borrow(), |state| &state.inner)
-    }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Corked<T> {
-    /// Lets go of everything that waits, and ends the pass.
+    /// Lets go of everything that waits.
     pub(super) fn poll_uncork(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.0.borrow_mut();
-        state.reads = Reads::Always;
-        state.poll_uncork(cx)
+        self.0.borrow_mut().poll_uncork(cx)
     }
 }
 
@@ -99,16 +51,12 @@ impl<T: AsyncWrite + Unpin> State<T> {
     fn poll_uncork(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_empty(cx))?;
         self.waiting.release_if_empty();
-        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
-        // What was sealed and not sent waits too.
-        self.blocked = flushed.is_pending();
-        flushed
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.waiting.is_empty() {
-            let result = Pin::new(&mut self.inner).poll_write(cx, self.waiting.data());
-            let count = ready!(self.note(result))?;
+            let count = ready!(Pin::new(&mut self.inner).poll_write(cx, self.waiting.data()))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -117,22 +65,13 @@ impl<T: AsyncWrite + Unpin> State<T> {
         Poll::Ready(Ok(()))
     }
 
-    fn note(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.blocked = result.is_pending();
-        if let Poll::Ready(Ok(count)) = &result {
-            self.written += *count as u64;
-        }
-        result
-    }
-
     /// Keeps what fits; what is large by itself is written from where it lies.
     fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         if self.waiting.len() + total > CORKED_BYTES {
             ready!(self.poll_empty(cx))?;
             if total > CORKED_BYTES {
-                let result = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
-                return self.note(result);
+                return Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
             }
         }
         let waiting = self.waiting.bytes_mut();
@@ -151,15 +90,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Corked<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut state = self.0.borrow_mut();
-        if state.reads == Reads::Never {
-            return Poll::Pending;
-        }
-        let result = Pin::new(&mut state.inner).poll_read(cx, buffer);
-        if result.is_pending() && state.reads == Reads::UntilDry {
-            state.reads = Reads::Never;
-        }
-        result
+        Pin::new(&mut self.0.borrow_mut().inner).poll_read(cx, buffer)
     }
 }
 
@@ -216,32 +147,6 @@ mod tests {
         poll_fn(|cx| handle.poll_uncork(cx)).await.unwrap();
         let count = theirs.read(&mut text).await.unwrap();
         assert_eq!(&text[..count], b"one two");
-    }
-
-    #[tokio::test]
-    async fn asks_an_empty_stream_once_a_pass() {
-        let (ours, mut theirs) = tokio::io::duplex(64);
-        let corked = Corked::new(ours);
-        let mut reader = corked.handle();
-        let mut read = |cx: &mut Context<'_>| {
-            let mut byte = [0];
-            let mut buffer = ReadBuf::new(&mut byte);
-            Pin::new(&mut reader).poll_read(cx, &mut buffer).map(|_| buffer.filled().len())
-        };
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        corked.begin_pass();
-        theirs.write_all(b"ab").await.unwrap();
-        assert_eq!([read(&mut cx), read(&mut cx)], [Poll::Ready(1); 2]);
-        assert_eq!(read(&mut cx), Poll::Pending);
-        theirs.write_all(b"cd").await.unwrap();
-        assert_eq!(read(&mut cx), Poll::Pending);
-        assert!(corked.poll_uncork(&mut cx).is_ready());
-        assert_eq!(read(&mut cx), Poll::Ready(1));
-        corked.begin_pass();
-        assert_eq!([read(&mut cx), read(&mut cx)], [Poll::Ready(1), Poll::Pending]);
-        theirs.write_all(b"e").await.unwrap();
-        corked.end_pass();
-        assert_eq!(read(&mut cx), Poll::Ready(1));
     }
 
     #[tokio::test]
