@@ -25,6 +25,7 @@ fn certificates(count: usize) -> CertificateStore {
         serial: String::new(),
         not_before: 0,
         not_after: 0,
+        ocsp: None,
         stamps: Stamps::default(),
     };
     let tls = ListenerTls { certificates: (0..count).map(certificate).collect(), ..ListenerTls::default() };

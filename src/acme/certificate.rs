@@ -43,6 +43,7 @@ pub(super) fn of_challenge(domain: &str, digest: &[u8]) -> Result<Certificate, U
         serial: String::new(),
         not_before: params.not_before.unix_timestamp(),
         not_after: params.not_after.unix_timestamp(),
+        ocsp: None,
         stamps: Stamps::default(),
     })
 }

@@ -33,6 +33,9 @@ struct CertificateStatus {
     serial: String,
     /// Seconds since the epoch.
     not_after: i64,
+    /// The same for its OCSP response, where one is configured; 0 while there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ocsp_until: Option<i64>,
 }
 
 #[derive(Serialize)]
@@ -98,6 +101,7 @@ fn listener<'s>(admin: &Admin, listener: &'s Listener) -> ListenerStatus<'s> {
                 names: each.names,
                 serial: each.serial,
                 not_after: each.not_after,
+                ocsp_until: each.staple_until,
             })
             .collect(),
     }

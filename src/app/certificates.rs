@@ -1,11 +1,14 @@
 //! The certificates of all listeners while the process serves: new ones are shown, and their end is
 //! in the metrics.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use super::follow::Follower;
 use crate::{
-    config::{self, Certificate, ClientAuth, Config, TicketFile},
+    config::{self, Certificate, ClientAuth, Config, OcspFile, Staple, TicketFile},
     downstream::tls::{Acceptor, CertificateStore, Served, Slot, TicketKeys},
     observe::{CertificateExpiry, Metrics, TlsFile},
 };
@@ -62,6 +65,7 @@ impl Stores {
             // The configured certificates are in the first slots, in their order.
             for (certificate, slot) in tls.certificates.iter().zip(store.slots()) {
                 followers.push(self.follower((index, slot), certificate));
+                followers.extend(certificate.ocsp.as_ref().map(|file| self.staple((index, slot), file)));
             }
         }
         for (name, acceptor) in self.listeners.iter() {
@@ -84,16 +88,61 @@ impl Stores {
         }
     }
 
+    /// Leaves out OCSP responses that have expired.
+    pub(super) fn look_at_staples(&self, now: SystemTime) {
+        for (listener, acceptor) in self.listeners.iter() {
+            let Some(acceptor) = acceptor else { continue };
+            for served in acceptor.certificates().look_at_staples(now) {
+                tell_of_staple(listener, &served);
+            }
+        }
+    }
+
     fn follower(&self, (listener, slot): (usize, Slot), certificate: &Certificate) -> Follower {
-        let [chain, key]: [PathBuf; 2] = [certificate.chain_file.clone(), certificate.key_file.clone()];
+        let (chain, key) = (certificate.chain_file.clone(), certificate.key_file.clone());
         let what =
             format!("the certificate in {} of listener {}", chain.display(), self.listeners[listener].0);
         let (stores, stamps) = (self.clone(), certificate.stamps.clone());
         Follower::new(TlsFile::Certificate, what, stamps, move || {
-            let certificate = Certificate::load(&chain, &key)?;
+            let mut certificate = Certificate::load(&chain, &key)?;
+            certificate.ocsp = stores.staple_for((listener, slot), &certificate);
             stores.replace(listener, slot, &certificate)?;
             let until = config::date_text(certificate.not_after);
             Ok(format!("{}, serial {}, until {until}", certificate.names.join(", "), certificate.serial))
+        })
+    }
+
+    /// The response in the file of a slot, for a certificate that comes into it.
+    ///
+    /// WHY no error: a renewed certificate without a response is better than the old one with it.
+    fn staple_for(&self, (listener, slot): (usize, Slot), certificate: &Certificate) -> Option<OcspFile> {
+        let before = self.of(listener)?.served_in(slot)?.ocsp?;
+        let chain = &certificate.chain;
+        let kept = || before.staple.and_then(|staple| Staple::read(&staple.response, chain).ok());
+        let staple = Staple::load(&before.path, chain).map_err(|wrong| {
+            let (file, name) = (before.path.display(), &self.listeners[listener].0);
+            tracing::warn!("the OCSP response in {file} of listener {name} {wrong}");
+        });
+        Some(OcspFile { staple: staple.ok().or_else(kept), ..before })
+    }
+
+    /// Follows the file of OCSP responses for the certificate in a slot.
+    fn staple(&self, (listener, slot): (usize, Slot), file: &OcspFile) -> Follower {
+        let (stores, stamps, path) = (self.clone(), file.stamps.clone(), file.path.clone());
+        let what =
+            format!("the OCSP response in {} of listener {}", path.display(), self.listeners[listener].0);
+        Follower::new(TlsFile::Ocsp, what, stamps, move || {
+            let Some((store, served)) =
+                stores.of(listener).and_then(|store| Some((store, store.served_in(slot)?)))
+            else {
+                return Err("has no certificate".to_owned());
+            };
+            let staple = Staple::load(&path, served.chain()).map_err(|wrong| format!("it {wrong}"))?;
+            staple.check_dates().map_err(|wrong| format!("it {wrong}"))?;
+            let until = config::date_text(staple.next_update);
+            store.set_staple(slot, staple);
+            stores.announce();
+            Ok(format!("stapled until {until}"))
         })
     }
 }
@@ -120,7 +169,21 @@ fn ticket_keys(listener: &str, keys: &Arc<TicketKeys>, file: &TicketFile) -> Fol
     })
 }
 
+/// Says that a response has expired, or holds by now.
+fn tell_of_staple(listener: &str, served: &Served) {
+    let Some(OcspFile { path, staple: Some(staple), .. }) = &served.ocsp else { return };
+    let (file, until) = (path.display(), config::date_text(staple.next_update));
+    if served.is_stapled() {
+        tracing::info!("the OCSP response in {file} of listener {listener} holds now: stapled until {until}");
+    } else {
+        tracing::warn!(
+            "the OCSP response in {file} of listener {listener} expired on {until} and is left out: write a fresh one"
+        );
+    }
+}
+
 fn expiry(listener: &str, served: Served) -> CertificateExpiry {
-    let Served { names, serial, not_after, .. } = served;
-    CertificateExpiry { listener: listener.to_owned(), names, serial, not_after }
+    let Served { names, serial, not_after, ocsp, .. } = served;
+    let staple_until = ocsp.map(|file| file.staple.map_or(0, |staple| staple.next_update));
+    CertificateExpiry { listener: listener.to_owned(), names, serial, not_after, staple_until }
 }

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
@@ -92,8 +92,11 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
     tasks.spawn(lists::keep(control.admin.firewall.clone(), control.admin.metrics.clone()));
     let certificates = control.certificates;
     let followers = certificates.followers(&control.admin.config);
-    let roll_tickets = move || certificates.roll_tickets(Instant::now());
-    tasks.spawn(follow::keep(followers, control.admin.metrics.clone(), roll_tickets));
+    let look = move || {
+        certificates.roll_tickets(Instant::now());
+        certificates.look_at_staples(SystemTime::now());
+    };
+    tasks.spawn(follow::keep(followers, control.admin.metrics.clone(), look));
     tokio::select! {
         () = signals.end(control.log) => {}
         () = control.stopper.0.notified() => {}

@@ -118,6 +118,7 @@ fn files(config: &Config) -> Vec<&Path> {
     for tls in tls {
         for certificate in &tls.certificates {
             files.extend([certificate.chain_file.as_path(), certificate.key_file.as_path()]);
+            files.extend(certificate.ocsp.as_ref().map(|file| file.path.as_path()));
         }
         files.extend(tls.ticket_keys.as_ref().map(|file| file.path.as_path()));
         let of_hosts = tls.hosts.iter().filter_map(|host| host.client_auth.as_ref());

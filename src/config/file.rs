@@ -73,7 +73,7 @@ pub(super) struct WrittenListener {
 
 #[derive(Debug)]
 pub(super) struct WrittenTls {
-    pub(super) certificates: Vec<CertificateFiles>,
+    pub(super) certificates: Vec<WrittenCertificate>,
     pub(super) acme: Option<WrittenAcme>,
     pub(super) minimum_version: TlsVersion,
     pub(super) strict_sni: bool,
@@ -81,6 +81,13 @@ pub(super) struct WrittenTls {
     pub(super) hosts: Vec<WrittenHost>,
     pub(super) ticket_keys: Option<At<PathBuf>>,
     pub(super) hsts: Option<String>,
+}
+
+/// A certificate that is shown to clients.
+#[derive(Debug)]
+pub(super) struct WrittenCertificate {
+    pub(super) files: CertificateFiles,
+    pub(super) ocsp: Option<At<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -267,7 +274,7 @@ fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
     };
     let tables = elements.into_iter().filter_map(|element| table.child("certificates", element));
     let tls = WrittenTls {
-        certificates: tables.filter_map(certificate_files).collect(),
+        certificates: tables.filter_map(certificate).collect(),
         acme,
         minimum_version: At::or(table.optional("minimum_version", choice(&versions)), TlsVersion::Tls12),
         strict_sni: At::or(table.optional("strict_sni", boolean), false),
@@ -280,10 +287,22 @@ fn listener_tls(mut table: Table<'_>) -> Option<WrittenTls> {
     Some(tls)
 }
 
+fn certificate(mut table: Table<'_>) -> Option<WrittenCertificate> {
+    let files = chain_and_key(&mut table);
+    let ocsp = table.optional("ocsp", file);
+    table.finish();
+    Some(WrittenCertificate { files: files?, ocsp })
+}
+
 pub(super) fn certificate_files(mut table: Table<'_>) -> Option<CertificateFiles> {
+    let files = chain_and_key(&mut table);
+    table.finish();
+    files
+}
+
+fn chain_and_key(table: &mut Table<'_>) -> Option<CertificateFiles> {
     let chain = table.required("chain", "\"site.crt\"", file);
     let key = table.required("key", "\"site.key\"", file);
-    table.finish();
     Some(CertificateFiles { chain: chain?, key: key? })
 }
 

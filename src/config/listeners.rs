@@ -8,9 +8,9 @@ use std::{
 use super::{
     AdminAddress, Certificate, Listener, ListenerTls, acme, client_auth,
     diagnostics::{Problem, Span, quote},
-    file::{File, WrittenListener, WrittenTls},
+    file::{File, WrittenCertificate, WrittenListener, WrittenTls},
     firewall::Lists,
-    pem,
+    ocsp, pem,
     reader::At,
     tickets,
 };
@@ -28,8 +28,8 @@ pub(super) fn names(listeners: &[WrittenListener]) -> Vec<String> {
 
 /// Where the certificate chains of a listener are named.
 pub(super) fn chain_spans(listener: &WrittenListener) -> Vec<Span> {
-    let files = listener.tls.iter().flat_map(|tls| &tls.certificates);
-    files.map(|files| files.chain.span.clone()).collect()
+    let certificates = listener.tls.iter().flat_map(|tls| &tls.certificates);
+    certificates.map(|each| each.files.chain.span.clone()).collect()
 }
 
 /// Compares the listeners with each other and with the admin address.
@@ -138,7 +138,7 @@ pub(super) fn resolve(
 
 fn listener_tls(written: WrittenTls, base: &Path, problems: &mut Vec<Problem>) -> Option<ListenerTls> {
     let certificates: Vec<Option<Certificate>> =
-        written.certificates.iter().map(|files| pem::certificate(files, base, problems)).collect();
+        written.certificates.iter().map(|written| certificate(written, base, problems)).collect();
     let acme = match written.acme {
         Some(acme) => Some(acme::resolve(acme, base, problems)?),
         None => None,
@@ -162,6 +162,17 @@ fn listener_tls(written: WrittenTls, base: &Path, problems: &mut Vec<Problem>) -
         minimum_version: written.minimum_version,
         strict_sni: written.strict_sni,
     })
+}
+
+fn certificate(
+    written: &WrittenCertificate,
+    base: &Path,
+    problems: &mut Vec<Problem>,
+) -> Option<Certificate> {
+    let certificate = pem::certificate(&written.files, base, problems)?;
+    let certificate = ocsp::resolve(written.ocsp.as_ref(), base, certificate, problems)?;
+    problems.extend(ocsp::missing(&certificate, &written.files.chain.span));
+    Some(certificate)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod identity;
 mod limits;
 mod listeners;
 mod networks;
+mod ocsp;
 mod pem;
 mod reader;
 mod resolve;
@@ -47,6 +48,7 @@ pub use self::{
     diagnostics::{Diagnostics, Problem, Severity, Span},
     identity::{IdentityFields, is_identity},
     networks::{ListError, Networks, Verdict},
+    ocsp::{OcspFile, Staple},
     pem::date_text,
     stamps::Stamps,
     tickets::{TicketFile, TicketSecret},

@@ -384,8 +384,8 @@ impl Facts {
         key: PrivateKeyDer<'static>,
     ) -> Certificate {
         let Facts { names, serial, not_before, not_after } = self;
-        let stamps = Stamps::default();
-        Certificate { chain_file, key_file, chain, key, names, serial, not_before, not_after, stamps }
+        let (ocsp, stamps) = (None, Stamps::default());
+        Certificate { chain_file, key_file, chain, key, names, serial, not_before, not_after, ocsp, stamps }
     }
 }
 

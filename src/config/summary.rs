@@ -76,7 +76,11 @@ fn listener_lines(listener: &Listener) -> Vec<String> {
     });
     let certificates = listener.tls.iter().flat_map(|tls| &tls.certificates).map(|certificate| {
         let (names, file) = (certificate.names.join(", "), certificate.chain_file.display());
-        format!("    {names}  until {}  ({file})", date_text(certificate.not_after))
+        let staple = certificate.ocsp.as_ref().and_then(|file| file.staple.as_ref());
+        let staple = staple.map_or_else(String::new, |staple| {
+            format!(", OCSP response until {}", date_text(staple.next_update))
+        });
+        format!("    {names}  until {}{staple}  ({file})", date_text(certificate.not_after))
     });
     let acme = listener.tls.iter().filter_map(|tls| tls.acme.as_ref()).map(acme_line);
     std::iter::once(format!("  {name}{address}  {kind}{headers}")).chain(certificates).chain(acme).collect()

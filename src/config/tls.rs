@@ -7,7 +7,7 @@ use rustls::{
     server::danger::ClientCertVerifier,
 };
 
-use super::{Acme, HostMatch, Stamps, TicketFile};
+use super::{Acme, HostMatch, OcspFile, Stamps, TicketFile};
 
 #[derive(Debug, Default)]
 pub struct ListenerTls {
@@ -96,6 +96,8 @@ pub struct Certificate {
     /// Seconds since the epoch, like the next.
     pub not_before: i64,
     pub not_after: i64,
+    /// `None`: no response is stapled to it.
+    pub ocsp: Option<OcspFile>,
     /// Of both files, from before they were read.
     pub stamps: Stamps,
 }

@@ -48,7 +48,17 @@ const MAY_USE: [(&str, &[&str]); 14] = [
 const HOMES: [(&str, &[&str]); 39] = [
     ("arc_swap", &["downstream/tls/", "firewall/mod.rs", "upstream/cluster.rs", "upstream/tls/"]),
     // As the provider of rustls, mostly.
-    ("aws_lc_rs", &["config/client_auth.rs", "config/pem.rs", "downstream/tls/", "pki/", "upstream/tls/"]),
+    (
+        "aws_lc_rs",
+        &[
+            "config/client_auth.rs",
+            "config/ocsp.rs",
+            "config/pem.rs",
+            "downstream/tls/",
+            "pki/",
+            "upstream/tls/",
+        ],
+    ),
     ("base64", &["config/acme.rs"]),
     ("bytes", &["acme/client.rs", "http/"]),
     ("clap", &["cli.rs", "cli/"]),
@@ -82,6 +92,7 @@ const HOMES: [(&str, &[&str]); 39] = [
             "config/cluster_tls.rs",
             "config/doubts.rs",
             "config/mod.rs",
+            "config/ocsp.rs",
             "config/pem.rs",
             "config/tls.rs",
             "downstream/tls/",
@@ -107,6 +118,7 @@ const HOMES: [(&str, &[&str]); 39] = [
         "x509_parser",
         &[
             "config/doubts.rs",
+            "config/ocsp.rs",
             "config/pem.rs",
             "downstream/tls/identity.rs",
             "pki/",

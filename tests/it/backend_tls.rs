@@ -196,10 +196,10 @@ fn a_backend_that_is_revoked_while_it_serves_loses_its_connections() {
     let leaf = TRUSTED.issue(&["127.0.0.1"]);
     let backend = Backend::tls(leaf.backend_config(&[]), answer);
     let engine =
-        trusting(&backend).file("ca.crl", &TRUSTED.revoke(&[])).cluster("tls.crl = \"ca.crl\"").start();
+        trusting(&backend).file("ca.crl", TRUSTED.revoke(&[])).cluster("tls.crl = \"ca.crl\"").start();
     let mut client = Client::plain(engine.plain);
     assert_eq!(client.get("/").text(), "encrypted");
-    engine.write("ca.crl", &TRUSTED.revoke(&[&leaf]));
+    engine.write("ca.crl", TRUSTED.revoke(&[&leaf]));
     until("it is refused", || client.get("/").status == 502);
     assert_eq!(client.get("/").reason(), Some("upstream_tls_revoked"));
     // The first served until then; each of the others failed in its handshake. A request is counted

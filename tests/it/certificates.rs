@@ -1,8 +1,19 @@
 //! Certificate files that change while they are served.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
 
-use rustls::client::Resumption;
+use rustls::{
+    DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    version::{TLS12, TLS13},
+};
 
 use crate::support::{
     backend::Backend,
@@ -81,4 +92,137 @@ fn what_can_not_be_served_changes_nothing_and_is_counted_once() {
     engine.until("a good pair", |_| loads(&engine, "ok") == 1);
     assert_eq!(shown(&engine, "localhost"), *new.der);
     assert_eq!(loads(&engine, "failed"), 4);
+}
+
+/// Takes every certificate, and keeps the OCSP response that came with it.
+#[derive(Debug, Default)]
+struct Staples(Mutex<Vec<u8>>);
+
+impl ServerCertVerifier for Staples {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        response: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.0.lock().unwrap() = response.to_vec();
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+/// What is stapled; empty for nothing.
+fn stapled_over(engine: &Engine, version: &'static SupportedProtocolVersion) -> Vec<u8> {
+    let staples = Arc::new(Staples::default());
+    let mut config = tls_config(&["http/1.1"], &[version]);
+    config.dangerous().set_certificate_verifier(staples.clone());
+    Client::handshake(engine.tls, "localhost", Arc::new(config)).unwrap();
+    staples.0.lock().unwrap().clone()
+}
+
+/// The same in both versions of TLS.
+fn stapled(engine: &Engine) -> Vec<u8> {
+    let [old, new] = [&TLS12, &TLS13].map(|version| stapled_over(engine, version));
+    assert_eq!(old, new);
+    new
+}
+
+fn ocsp_loads(engine: &Engine, result: &str) -> u64 {
+    engine.metrics().sum("portcullis_tls_file_loads_total", &[("file", "ocsp"), ("result", result)])
+}
+
+/// A response for the time from a minute ago until so many seconds from now.
+fn response(leaf: &Leaf, left: i64) -> Vec<u8> {
+    let now = SystemTime::now();
+    let left_or_over = Duration::from_secs(left.unsigned_abs());
+    let end = if left < 0 { now - left_or_over } else { now + left_or_over };
+    TRUSTED.vouch_for(leaf, now - Duration::from_mins(1), end)
+}
+
+fn ends(engine: &Engine) -> u64 {
+    engine.metrics().sum("portcullis_tls_ocsp_expiry_timestamp_seconds", &[])
+}
+
+#[test]
+fn a_response_is_stapled_and_followed() {
+    let [leaf, other] = [TRUSTED.issue(&["localhost"]), TRUSTED.issue(&["localhost"])];
+    let [first, second] = [3600, 7200].map(|left| response(&leaf, left));
+    let backend = Backend::saying("x");
+    let engine = Setup::new(&[backend.address]).stapled(&leaf, &first).start();
+    assert_eq!(stapled(&engine), first);
+    let until = ends(&engine);
+    engine.write("0.ocsp", &second);
+    engine.until("the next response is loaded", |_| ocsp_loads(&engine, "ok") == 1);
+    assert_eq!(stapled(&engine), second);
+    assert!(ends(&engine) > until);
+    for (count, bad) in
+        [second[..99].to_vec(), response(&other, 3600), response(&leaf, -1), Vec::new()].iter().enumerate()
+    {
+        engine.write("0.ocsp", bad);
+        engine.until("it is refused", |_| ocsp_loads(&engine, "failed") == count as u64 + 1);
+        assert_eq!(stapled(&engine), second, "the last good one stays");
+    }
+    let status: serde_json::Value = serde_json::from_str(&engine.admin("/status").1).unwrap();
+    assert_eq!(status["listeners"][1]["certificates"][0]["ocsp_until"], ends(&engine));
+}
+
+#[test]
+fn a_response_that_has_expired_is_left_out_until_there_is_a_fresh_one() {
+    let leaf = TRUSTED.issue(&["localhost"]);
+    let backend = Backend::saying("x");
+    let engine = Setup::new(&[backend.address]).stapled(&leaf, &response(&leaf, -1)).start();
+    assert_eq!(stapled(&engine), b"", "from the start");
+    engine.write("0.ocsp", response(&leaf, 5));
+    engine.until("a fresh one is loaded", |_| ocsp_loads(&engine, "ok") == 1);
+    engine.until("it is left out", |_| stapled_over(&engine, &TLS13).is_empty());
+    assert_eq!(stapled(&engine), b"");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert!(ends(&engine) <= now, "the metric says so");
+    let fresh = response(&leaf, 3600);
+    engine.write("0.ocsp", &fresh);
+    engine.until("the next one is loaded", |_| ocsp_loads(&engine, "ok") == 2);
+    assert_eq!(stapled(&engine), fresh);
+}
+
+#[test]
+fn a_renewed_certificate_does_not_wait_for_its_response() {
+    let [old, new] = [TRUSTED.issue(&["localhost"]), TRUSTED.issue(&["localhost"])];
+    let backend = Backend::saying("x");
+    let engine = Setup::new(&[backend.address]).stapled(&old, &response(&old, 3600)).start();
+    replace(&engine, &new);
+    engine.until("the new certificate is loaded", |_| loads(&engine, "ok") == 1);
+    assert_eq!(shown(&engine, "localhost"), *new.der);
+    assert_eq!((stapled(&engine), ends(&engine)), (Vec::new(), 0), "the old one's is not for it");
+    let fresh = response(&new, 3600);
+    engine.write("0.ocsp", &fresh);
+    engine.until("its response is loaded", |_| ocsp_loads(&engine, "ok") == 1);
+    assert_eq!(stapled(&engine), fresh);
+    // The same certificate again, while the file of the response is bad: the one in force stays.
+    engine.write("0.ocsp", b"");
+    engine.write("0.crt", format!("{}\n", new.chain));
+    engine.until("the certificate is loaded", |_| loads(&engine, "ok") == 2);
+    assert_eq!(stapled(&engine), fresh);
 }

@@ -215,10 +215,10 @@ fn who_shows_a_certificate_gets_no_ticket() {
 fn a_revoked_certificate_is_refused_from_the_moment_the_list_changes() {
     let backend = backend();
     let tls = "tls.client_auth = { ca = \"clients.pem\", crl = \"clients.crl\" }";
-    let engine = setup(&backend, tls).file("clients.crl", &CLIENTS.revoke(&[&ALICE])).start();
+    let engine = setup(&backend, tls).file("clients.crl", CLIENTS.revoke(&[&ALICE])).start();
     assert!(ask(&engine, "localhost", "localhost", with(&ALICE)).is_none());
     assert_eq!(status(&engine, "localhost", "localhost", with(&BOB)), Some(200));
-    engine.write("clients.crl", &CLIENTS.revoke(&[&BOB]));
+    engine.write("clients.crl", CLIENTS.revoke(&[&BOB]));
     let loaded = |result| [("file", "client_auth"), ("result", result)];
     engine.until("the list is loaded", |metrics| {
         metrics.sum("portcullis_tls_file_loads_total", &loaded("ok")) == 1

@@ -59,6 +59,8 @@ fn folder() -> tempfile::TempDir {
     write("world.key", &site.1);
     fs::set_permissions(certs.join("world.key"), fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(certs.join("site.der"), site.0.der()).unwrap();
+    let responses = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/ocsp");
+    fs::copy(responses.join("good.der"), certs.join("good.der")).unwrap();
     folder
 }
 
@@ -213,6 +215,7 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "hsts",
     "client_auth",
     "hosts",
+    "ocsp",
     "name",
     "host",
     "listener",

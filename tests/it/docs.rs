@@ -84,6 +84,7 @@ fn busy() -> std::sync::Arc<Metrics> {
         names: vec!["example.com".to_owned()],
         serial: "0a".to_owned(),
         not_after: 1,
+        staple_until: Some(1),
     }]);
     metrics
 }

@@ -416,7 +416,7 @@ fn what_a_client_sends_behind_its_last_request_does_not_cost_it_the_answer() {
     let backend = Backend::saying("bye");
     let engine = Engine::new(backend.address);
     for mut client in [Client::plain(engine.plain), Client::tls(engine.tls)] {
-        client.send(get("Connection: close") + &"x".repeat(256 * 1024));
+        client.send([get("Connection: close").as_bytes(), &b"x".repeat(256 * 1024)].concat());
         assert_eq!(client.response("GET").text(), "bye");
         assert_eq!(client.end(), End::Closed);
     }

@@ -208,7 +208,7 @@ fn a_fleet_resumes_sessions_of_each_other_with_shared_keys() {
     assert_eq!([resumes(&one), resumes(&other), resumes(&one)], [false, true, true]);
     // The new key in front seals, the old one still opens; then it goes.
     let loads = [("file", "ticket_keys"), ("result", "ok")];
-    other.write("tickets", &format!("{new}\n{old}\n"));
+    other.write("tickets", format!("{new}\n{old}\n"));
     other.until("two keys", |metrics| metrics.sum("portcullis_tls_file_loads_total", &loads) == 1);
     assert!(resumes(&other));
     assert!(!resumes(&one), "its ticket is of a key that is not here");

@@ -33,14 +33,15 @@ class Authority:
         openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "400",
                 "-subj", f"/CN={folder.name} CA", "-keyout", folder / "ca.key", "-out", self.ca)
 
-    def issue(self, file: str, names: str, *, key=("ec", "-pkeyopt", "ec_paramgen_curve:P-256"), days="90"):
+    def issue(self, file: str, names: str, *, key=("ec", "-pkeyopt", "ec_paramgen_curve:P-256"), days="90",
+              with_issuer=False):
         """Writes `file`.crt and `file`.key, whole."""
         path = self.folder / file
         request = openssl("req", "-newkey", *key, "-nodes", "-subj", f"/CN={file}/O=Portcullis",
                           "-keyout", f"{path}.key.new", "-addext", f"subjectAltName={names}")
         chain = openssl("x509", "-req", "-CA", self.ca, "-CAkey", self.folder / "ca.key", "-days", days,
                         "-copy_extensions", "copy", input=request)
-        (self.folder / f"{file}.crt.new").write_text(chain)
+        (self.folder / f"{file}.crt.new").write_text(chain + (self.ca.read_text() if with_issuer else ""))
         os.chmod(f"{path}.key.new", 0o600)
         os.replace(f"{path}.key.new", f"{path}.key")
         os.replace(f"{path}.crt.new", f"{path}.crt")
@@ -117,3 +118,62 @@ tls.client_auth = {{ ca = "%s" }}""" % authority.ca))
     results = {result: front.metrics().total("tls_handshakes_total", listener="https", result=result)
                for result in ("ok", "no_client_certificate", "unknown_client_ca")}
     assert results == {"ok": 2, "no_client_certificate": 1, "unknown_client_ca": 1}
+
+
+class Responder:
+    """What an authority's responder says of its certificates, by `openssl ocsp`."""
+
+    def __init__(self, authority: Authority):
+        self.authority = authority
+
+    def respond(self, file: str, *, valid: tuple = ("-ndays", "7"), status: str = "V"):
+        """Writes `file`.ocsp, whole, for `file`.crt."""
+        folder = self.authority.folder
+        serial = openssl("x509", "-in", folder / f"{file}.crt", "-noout", "-serial").strip().split("=")[1]
+        revoked = "200101000000Z" if status == "R" else ""
+        (folder / "index").write_text(f"{status}\t400101000000Z\t{revoked}\t{serial}\tunknown\t/CN={file}\n")
+        openssl("ocsp", "-issuer", self.authority.ca, "-cert", folder / f"{file}.crt", "-no_nonce",
+                "-reqout", folder / "request")
+        openssl("ocsp", "-index", folder / "index", "-CA", self.authority.ca, "-rsigner", self.authority.ca,
+                "-rkey", folder / "ca.key", "-reqin", folder / "request", *valid, "-respout", folder / "response")
+        os.replace(folder / "response", folder / f"{file}.ocsp")
+
+
+def staple(front, authority: Authority, *options: str) -> str:
+    """What s_client says of the response that came with the certificate."""
+    text = shown(front.https, "localhost", "-status", "-CAfile", str(authority.ca), *options)
+    assert "Verify return code: 0 (ok)" in text
+    if "OCSP response: no response sent" in text:
+        return ""
+    return text[text.index("OCSP Response Data:"):text.index("---\nCertificate chain")]
+
+
+def test_a_response_is_stapled_and_exchanged(portcullis, echo, authority):
+    authority.issue("site", "DNS:localhost", with_issuer=True)
+    responder = Responder(authority)
+    responder.respond("site")
+    site = authority.folder / "site"
+    front = portcullis(cluster("web", [echo.address]), listeners=LISTENERS.replace(
+        "%s", f'tls.certificates = [{{{{ chain = "{site}.crt", key = "{site}.key", ocsp = "{site}.ocsp" }}}}]'))
+    loads = lambda result: front.metrics().total("tls_file_loads_total", file="ocsp", result=result)
+    for version in ("-tls1_2", "-tls1_3"):
+        assert "Cert Status: good" in staple(front, authority, version), version
+    # curl judges signature and dates, if it is sent the issuer.
+    assert curl(f"{front.https_url}/echo", "--cert-status", ca=authority.ca).status == 200
+    responder.respond("site", status="R")
+    wait_until(lambda: loads("failed") == 1, 10, "a revoked certificate's response is refused")
+    assert "says that the certificate is revoked" in front.process.output()
+    assert "Cert Status: good" in staple(front, authority)
+    before = staple(front, authority)
+    responder.respond("site", valid=("-ndays", "30"))
+    wait_until(lambda: loads("ok") == 1, 10, "the new response is loaded")
+    assert staple(front, authority) != before
+    assert curl(f"{front.https_url}/echo", "--cert-status", ca=authority.ca).status == 200
+    # A renewed certificate comes first, its response later.
+    authority.issue("site", "DNS:localhost", with_issuer=True)
+    certificates = lambda: front.metrics().total("tls_file_loads_total", file="certificate", result="ok")
+    wait_until(lambda: certificates() == 1, 10, "the new pair is loaded")
+    assert staple(front, authority) == ""
+    responder.respond("site")
+    wait_until(lambda: loads("ok") == 2, 10, "its response is loaded")
+    assert "Cert Status: good" in staple(front, authority)

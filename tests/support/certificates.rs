@@ -1,10 +1,14 @@
 //! Throw-away certificates.
 
-use std::sync::{
-    Arc, LazyLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
     KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
@@ -13,6 +17,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The CA that clients of the tests trust.
 pub static TRUSTED: LazyLock<Authority> = LazyLock::new(Authority::new);
@@ -99,11 +104,49 @@ impl Authority {
         list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
+    /// An OCSP response that says that a certificate is good (RFC 6960), with a signature that is none.
+    pub fn vouch_for(&self, leaf: &Leaf, begin: SystemTime, end: SystemTime) -> Vec<u8> {
+        let (_, certificate) = X509Certificate::from_der(&leaf.der).unwrap();
+        let (_, issuer) = X509Certificate::from_der(&self.der).unwrap();
+        let hash = |bytes: &[u8]| der(4, &[digest(&SHA256, bytes).as_ref()]);
+        let algorithm = der(0x30, &[&der(6, &[b"\x60\x86\x48\x01\x65\x03\x04\x02\x01"])]);
+        let [name, key] =
+            [certificate.issuer().as_raw(), &issuer.public_key().subject_public_key.data].map(hash);
+        let id = der(0x30, &[&algorithm, &name, &key, &der(2, &[&leaf.serial])]);
+        let [begin, end] = [begin, end].map(|time| {
+            let time = time.duration_since(UNIX_EPOCH).unwrap();
+            let time = date_time_ymd(1970, 1, 1) + Duration::from_secs(time.as_secs());
+            let (year, month, day) = time.to_calendar_date();
+            let (hour, minute, second) = time.to_hms();
+            let text = format!("{year}{:02}{day:02}{hour:02}{minute:02}{second:02}Z", u8::from(month));
+            der(0x18, &[text.as_bytes()])
+        });
+        let single = der(0x30, &[&id, &der(0x80, &[]), &begin, &der(0xa0, &[&end])]);
+        let responder = der(0xa2, &[&key]);
+        let data = der(0x30, &[&responder, &begin, &der(0x30, &[&single])]);
+        let basic = der(0x30, &[&data, &algorithm, &der(3, &[b"\0none"])]);
+        let kind = der(6, &[b"\x2b\x06\x01\x05\x05\x07\x30\x01\x01"]);
+        let bytes = der(0xa0, &[&der(0x30, &[&kind, &der(4, &[&basic])])]);
+        der(0x30, &[&der(10, &[b"\0"]), &bytes])
+    }
+
     pub fn roots(&self) -> Arc<RootCertStore> {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).unwrap();
         Arc::new(roots)
     }
+}
+
+/// A value of DER with that tag.
+fn der(tag: u8, content: &[&[u8]]) -> Vec<u8> {
+    let content = content.concat();
+    let [high, low] = u16::try_from(content.len()).unwrap().to_be_bytes();
+    let length = match content.len() {
+        ..0x80 => vec![low],
+        0x80..0x100 => vec![0x81, low],
+        _ => vec![0x82, high, low],
+    };
+    [vec![tag], length, content].concat()
 }
 
 impl Leaf {

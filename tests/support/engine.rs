@@ -44,7 +44,7 @@ pub struct Setup {
     backends: Vec<String>,
     log: String,
     more: String,
-    files: Vec<(String, String)>,
+    files: Vec<(String, Vec<u8>)>,
 }
 
 impl Setup {
@@ -112,6 +112,12 @@ impl Setup {
         self
     }
 
+    /// Replaces the certificates of the TLS listener by one that has an OCSP response beside it.
+    pub fn stapled(self, leaf: &Leaf, response: &[u8]) -> Self {
+        let setup = self.certificates(&[leaf]).file("0.ocsp", response);
+        Setup { certificates: setup.certificates.replace(" }", ", ocsp = \"0.ocsp\" }"), ..setup }
+    }
+
     /// Replaces the route.
     pub fn routes(self, text: &str) -> Self {
         Setup { routes: format!("{text}\n"), ..self }
@@ -143,8 +149,8 @@ impl Setup {
     }
 
     /// A file beside the configuration.
-    pub fn file(mut self, name: &str, content: &str) -> Self {
-        self.files.push((name.to_owned(), content.to_owned()));
+    pub fn file(mut self, name: &str, content: impl AsRef<[u8]>) -> Self {
+        self.files.push((name.to_owned(), content.as_ref().to_owned()));
         self
     }
 
@@ -185,7 +191,8 @@ impl Setup {
     #[track_caller]
     pub fn start(self) -> Engine {
         let folder = tempfile::tempdir().unwrap();
-        let site = [("site.crt".to_owned(), SITE.chain.clone()), ("site.key".to_owned(), SITE.key.clone())];
+        let site = [("site.crt", &SITE.chain), ("site.key", &SITE.key)];
+        let site = site.map(|(name, content)| (name.to_owned(), content.clone().into_bytes()));
         for (name, content) in site.iter().chain(&self.files) {
             let path = folder.path().join(name);
             fs::write(&path, content).unwrap();
@@ -235,7 +242,7 @@ impl Engine {
     }
 
     /// Replaces a file beside the configuration, whole.
-    pub fn write(&self, name: &str, content: &str) {
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let (path, fresh) = (self.folder.path().join(name), self.folder.path().join("fresh"));
         fs::write(&fresh, content).unwrap();
         fs::rename(fresh, path).unwrap();

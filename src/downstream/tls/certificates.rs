@@ -9,18 +9,20 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::SystemTime,
 };
 
 use arc_swap::ArcSwap;
 use rustls::{
     Error, SignatureAlgorithm, SignatureScheme,
     crypto::aws_lc_rs,
+    pki_types::CertificateDer,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 
 use super::ASKED_NAME;
-use crate::config::{Certificate, ListenerTls};
+use crate::config::{Certificate, ListenerTls, OcspFile, Staple};
 
 /// All certificates of one listener, shared by its workers and by whoever brings new ones.
 ///
@@ -48,6 +50,8 @@ pub struct Served {
     pub serial: String,
     /// Seconds since the epoch.
     pub not_after: i64,
+    /// Stapled while it holds.
+    pub ocsp: Option<OcspFile>,
 }
 
 /// The certificates by name, for look-ups.
@@ -116,6 +120,36 @@ impl CertificateStore {
         }
         self.table.store(Arc::new(Table::new(&slots, self.strict_sni)));
         Ok(())
+    }
+
+    /// Staples this response to the certificate of a slot from now on.
+    pub fn set_staple(&self, slot: Slot, staple: Staple) {
+        let mut slots = self.lock();
+        if let Some(served) = &mut slots[slot.0]
+            && let Some(file) = &mut served.ocsp
+        {
+            file.staple = Some(staple);
+            served.staple(SystemTime::now());
+            self.table.store(Arc::new(Table::new(&slots, self.strict_sni)));
+        }
+    }
+
+    /// Leaves out responses that hold no longer: clients refuse the certificate with one, and take it
+    /// without. Those that hold by now come in. Returns the certificates for which this is new.
+    pub fn look_at_staples(&self, now: SystemTime) -> Vec<Served> {
+        let mut slots = self.lock();
+        let changed =
+            slots.iter_mut().flatten().filter_map(|served| served.staple(now).then(|| served.clone()));
+        let changed: Vec<Served> = changed.collect();
+        if !changed.is_empty() {
+            self.table.store(Arc::new(Table::new(&slots, self.strict_sni)));
+        }
+        changed
+    }
+
+    /// What is shown now in a slot.
+    pub fn served_in(&self, slot: Slot) -> Option<Served> {
+        self.lock()[slot.0].clone()
     }
 
     /// What is shown now, slot by slot; those that are empty are left out.
@@ -187,12 +221,37 @@ impl ResolvesServerCert for Challenges {
 impl Served {
     fn new(certificate: &Certificate) -> Result<Self, Error> {
         let key = aws_lc_rs::sign::any_supported_type(&certificate.key)?;
-        Ok(Served {
+        let mut served = Served {
             certified: Arc::new(CertifiedKey::new(certificate.chain.clone(), key)),
             names: certificate.names.clone(),
             serial: certificate.serial.clone(),
             not_after: certificate.not_after,
-        })
+            ocsp: certificate.ocsp.clone(),
+        };
+        served.staple(SystemTime::now());
+        Ok(served)
+    }
+
+    /// Leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.certified.cert
+    }
+
+    /// Whether a response goes with it.
+    pub fn is_stapled(&self) -> bool {
+        self.certified.ocsp.is_some()
+    }
+
+    /// Has the response with it if that holds now; whether this is new.
+    fn staple(&mut self, now: SystemTime) -> bool {
+        let staple = self.ocsp.as_ref().and_then(|file| file.staple.as_ref());
+        let response = staple.filter(|staple| staple.holds(now)).map(|staple| &staple.response);
+        if response == self.certified.ocsp.as_ref() {
+            return false;
+        }
+        let certified = CertifiedKey::clone(&self.certified);
+        self.certified = Arc::new(CertifiedKey { ocsp: response.cloned(), ..certified });
+        true
     }
 }
 
@@ -262,7 +321,7 @@ pub(super) fn canonical(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::{path::PathBuf, time::Duration};
 
     use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256};
     use rustls::pki_types::PrivateKeyDer;
@@ -287,6 +346,7 @@ mod tests {
             serial: String::new(),
             not_before: 0,
             not_after: 0,
+            ocsp: None,
             stamps: Stamps::default(),
         }
     }
@@ -383,6 +443,32 @@ mod tests {
         assert!(store.replace_all([(slot, &good), (slot, &broken)]).is_err());
         assert!(store.find("a.example", &[ECDSA]).is_some());
         assert!(store.find("c.example", &[ECDSA]).is_none());
+    }
+
+    #[test]
+    fn a_response_is_stapled_from_its_first_second_until_before_its_last() {
+        let staple = Staple { response: vec![1, 2, 3], this_update: 100, next_update: 200 };
+        let file = OcspFile { path: PathBuf::new(), staple: None, stamps: Stamps::default() };
+        let certificate = Certificate { ocsp: Some(file), ..ecdsa(&["a.example"]) };
+        let store = store(vec![certificate, ecdsa(&["b.example"])], true);
+        let slots = store.slots();
+        for slot in &slots {
+            store.set_staple(*slot, staple.clone());
+        }
+        let stapled = |name| store.find(name, &[ECDSA]).unwrap().ocsp.clone();
+        assert_eq!(stapled("a.example"), None, "it has expired long ago");
+        for (seconds, changes, expected) in [
+            (99, 0, None),
+            (100, 1, Some(vec![1, 2, 3])),
+            (199, 0, Some(vec![1, 2, 3])),
+            (200, 1, None),
+            (300, 0, None),
+        ] {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(store.look_at_staples(now).len(), changes, "{seconds}");
+            assert_eq!(stapled("a.example"), expected, "{seconds}");
+            assert_eq!(stapled("b.example"), None, "it has none");
+        }
     }
 
     #[test]

@@ -339,6 +339,7 @@ mod tests {
             serial: String::new(),
             not_before: 0,
             not_after: 0,
+            ocsp: None,
             stamps: Stamps::default(),
         };
         ListenerTls { certificates: vec![certificate], ..ListenerTls::default() }

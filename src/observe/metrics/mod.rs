@@ -69,6 +69,7 @@ struct OwnLine<T>(T);
 pub enum TlsFile {
     Certificate,
     ClientAuth,
+    Ocsp,
     TicketKeys,
 }
 
@@ -78,6 +79,7 @@ impl TlsFile {
         match self {
             TlsFile::Certificate => "certificate",
             TlsFile::ClientAuth => "client_auth",
+            TlsFile::Ocsp => "ocsp",
             TlsFile::TicketKeys => "ticket_keys",
         }
     }
@@ -90,8 +92,10 @@ pub struct CertificateExpiry {
     /// Subject alternative names; the first one is the label.
     pub names: Vec<String>,
     pub serial: String,
-    /// Seconds since the epoch.
+    /// Seconds since the epoch, like the next.
     pub not_after: i64,
+    /// When the OCSP response for it ends, where one is configured; 0 while there is none.
+    pub staple_until: Option<i64>,
 }
 
 impl CertificateExpiry {
@@ -324,6 +328,7 @@ mod tests {
             names: vec!["example.com".into()],
             serial: "0a1b".into(),
             not_after: 1_785_587_696,
+            staple_until: Some(1_785_500_000),
         }]);
         metrics
     }
@@ -509,6 +514,7 @@ mod tests {
             names: vec!["b".into()],
             serial: "1".into(),
             not_after: 5,
+            staple_until: None,
         };
         metrics.certificates(vec![certificate.clone(), CertificateExpiry { not_after: 6, ..certificate }]);
         assert_eq!(

@@ -9,7 +9,7 @@ use std::{
 use prometheus::{TextEncoder, core::Collector};
 
 use super::{
-    Metrics,
+    CertificateExpiry, Metrics,
     cells::{BackendCells, ClusterCells, ListenerCells, RouteCells, Timed},
     histogram::HistogramTotal,
     text::{Labels, Text},
@@ -107,14 +107,21 @@ fn listener_families(metrics: &Metrics, out: &mut Text) {
 
 fn certificate_expiry(metrics: &Metrics, out: &mut Text) {
     let certificates = metrics.certificates.lock().unwrap_or_else(PoisonError::into_inner);
-    let series = certificates.iter().map(|certificate| {
+    let labels = |certificate: &CertificateExpiry| {
         let values = [&certificate.listener, certificate.name(), &certificate.serial];
-        (Labels::new(["listener", "name", "serial"], values), certificate.not_after)
-    });
+        Labels::new(["listener", "name", "serial"], values)
+    };
+    let series = certificates.iter().map(|certificate| (labels(certificate), certificate.not_after));
     out.gauges(
         "portcullis_tls_certificate_expiry_timestamp_seconds",
         "When a certificate ends, in seconds since the epoch.",
         series,
+    );
+    let staples = certificates.iter().filter_map(|each| each.staple_until.map(|until| (labels(each), until)));
+    out.gauges(
+        "portcullis_tls_ocsp_expiry_timestamp_seconds",
+        "When the OCSP response for a certificate ends, in seconds since the epoch; 0 while there is none.",
+        staples,
     );
     let loads = metrics.tls_file_loads.lock().unwrap_or_else(PoisonError::into_inner);
     let loads = loads.iter().map(|((file, well), count)| {
