@@ -211,7 +211,8 @@ impl WriteBuffer {
         &mut self.bytes
     }
 
-    /// Makes room for so many bytes more, in few steps: growing by each piece would copy each time.
+    /// Makes room for so many bytes more, in few steps: growing by each piece would copy each time, and
+    /// leave the allocator with memory of each size. Room that nothing was written to costs none.
     pub fn reserve(&mut self, more: usize) {
         let bytes = self.bytes_mut();
         if bytes.capacity() - bytes.len() >= more {
@@ -221,8 +222,9 @@ impl WriteBuffer {
         if needed <= SMALL_BLOCK {
             return self.bytes.reserve_exact(SMALL_BLOCK - self.bytes.len());
         }
+        let step = if needed <= 4 * SMALL_BLOCK { 4 * SMALL_BLOCK } else { 16 * SMALL_BLOCK };
         let mut larger = WriteBuffer {
-            bytes: Vec::with_capacity(FRONT + needed.next_multiple_of(4 * SMALL_BLOCK)),
+            bytes: Vec::with_capacity(FRONT + needed.next_multiple_of(step)),
             front: FRONT,
             written: FRONT,
         };
