@@ -12,7 +12,7 @@ use super::{
     flow::{ReceiveWindow, SendWindow},
     frame::{self, Code, HEAD_BYTES, Head, Kind, MAX_31, MAX_PAYLOAD, flag, setting},
     hpack::{Decoder, Encoder},
-    request::{Flaw, Scratch},
+    request::{Flaw, Scratch, list_bytes},
     streams::{Gone, Streams},
 };
 use crate::http::{buffer::WriteBuffer, h1::HeadLimits, message::RequestHead};
@@ -456,12 +456,6 @@ impl Multiplexer {
     pub(super) fn send_window_of_client(&self) -> SendWindow {
         SendWindow::new(self.first_send_window)
     }
-}
-
-/// The size of a decoded head, each field with 32 bytes more (§6.5.2), that we say is the most: twice
-/// our limit, for what is between them is answered.
-fn list_bytes(limits: &HeadLimits) -> u32 {
-    u32::try_from(2 * limits.head_bytes + 32 * limits.fields).unwrap_or(u32::MAX)
 }
 
 impl From<Code> for Broken {

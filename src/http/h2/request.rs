@@ -40,6 +40,8 @@ pub struct RequestReader<'r> {
     connect: bool,
     malformed: bool,
     too_large: bool,
+    /// The size that it has of the one that we announced.
+    listed: usize,
     /// What is wrong with the method, with host and path, with the fields.
     refusals: [Option<Reason>; 3],
     fields: usize,
@@ -48,6 +50,9 @@ pub struct RequestReader<'r> {
     cookies: usize,
     length: Option<u64>,
 }
+
+/// What a field counts beside its bytes (RFC 9113 §6.5.2).
+const FIELD_OVERHEAD: usize = 32;
 
 const METHOD: u8 = 1;
 const SCHEME: u8 = 2;
@@ -68,6 +73,7 @@ impl<'r> RequestReader<'r> {
             connect: false,
             malformed: false,
             too_large: false,
+            listed: 0,
             refusals: [None; 3],
             fields: 0,
             bytes: 0,
@@ -80,6 +86,7 @@ impl<'r> RequestReader<'r> {
     /// Takes the next field; nothing is looked at behind what decides the head's fate, for a byte of
     /// the client's may stand for a field of kilobytes.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
+        self.listed += name.len() + value.len() + FIELD_OVERHEAD;
         if self.malformed || self.too_large {
             return;
         }
@@ -231,7 +238,8 @@ impl<'r> RequestReader<'r> {
     /// What is wrong with it; the head holds nothing of use then.
     pub fn finish(mut self, ended: bool) -> Result<(), Flaw> {
         let needed = if self.connect { METHOD } else { METHOD | SCHEME | PATH };
-        if self.malformed || self.pseudo & !AUTHORITY != needed {
+        let excessive = self.listed > list_bytes(self.limits) as usize;
+        if self.malformed || excessive || self.pseudo & !AUTHORITY != needed {
             return Err(Flaw::Malformed);
         }
         if self.pseudo & AUTHORITY == 0 && !self.host {
@@ -260,6 +268,12 @@ impl<'r> RequestReader<'r> {
         };
         Ok(())
     }
+}
+
+/// The size of a decoded head, each field with 32 bytes more (§6.5.2), that we say is the most: twice
+/// our limit, for what is between them is answered, and beyond it is malformed.
+pub(super) fn list_bytes(limits: &HeadLimits) -> u32 {
+    u32::try_from(2 * limits.head_bytes + FIELD_OVERHEAD * limits.fields).unwrap_or(u32::MAX)
 }
 
 /// Takes the fields behind a body.
@@ -387,6 +401,18 @@ mod tests {
     #[track_caller]
     fn flaw(fields: &[(&str, &str)]) -> Flaw {
         read(fields, true).map(|head| format!("{head:?}")).expect_err(&format!("{fields:?}"))
+    }
+
+    #[test]
+    fn a_head_beyond_what_was_announced_is_malformed_and_one_within_is_answered() {
+        // With the good ones, 2,307 of the 2,368 bytes that may be listed.
+        let long = "y".repeat(500);
+        for (last, expected) in [(28, Flaw::Refused(Reason::HeadTooLarge)), (29, Flaw::Malformed)] {
+            let last = "y".repeat(last);
+            let fields = [vec![("x", long.as_str()); 4], vec![("x", &last)]].concat();
+            assert_eq!(flaw(&with(&fields)), expected);
+        }
+        assert_eq!(list_bytes(&LIMITS), 2368);
     }
 
     #[test]
