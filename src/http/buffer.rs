@@ -18,7 +18,7 @@ pub const SMALL_BLOCK: usize = 16 * 1024;
 pub const LARGE_BLOCK: usize = 128 * 1024;
 /// Four full TLS records with what sealing adds: fewer, larger writes.
 pub const SEALED_BLOCK: usize = FRONT + 4 * (16 * 1024 + 128);
-/// Left free at the front of these two. The TLS library copies a payload behind the header of a record,
+/// Left free at the front of large memory. The TLS library copies a payload behind the header of a record,
 /// and the record to where it is sent from; all of that memory begins with a page. Where a copy moves
 /// bytes by zero to some dozens modulo a page, AMD's Zen processors take several times as long for it.
 const FRONT: usize = 2560;

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_rustls::client;
 
-use super::tls_stream::TlsStream;
+use super::{buffer::ReadBuffer, tls_stream::TlsStream};
 
 #[derive(Debug)]
 pub enum Transport {
@@ -32,6 +32,16 @@ impl Transport {
             // What the TLS library holds back can't be asked for.
             Transport::UpstreamTls(_) => Poll::Ready(()),
         }
+    }
+
+    /// Reads once; `Ready(0)` is the end of the stream. An empty buffer borrows no block just to find out
+    /// that nothing has come.
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuffer) -> Poll<io::Result<usize>> {
+        if buffer.is_empty() && self.poll_readable(cx).is_pending() {
+            buffer.release_if_empty();
+            return Poll::Pending;
+        }
+        buffer.poll_read(self, cx)
     }
 
     pub fn tcp(&self) -> &TcpStream {

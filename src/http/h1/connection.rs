@@ -155,14 +155,8 @@ impl Connection {
         }
     }
 
-    /// Reads once; `Ready(0)` is the end of the stream. An empty input borrows no block just to find
-    /// out that nothing has come.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.input.is_empty() && self.transport.poll_readable(cx).is_pending() {
-            self.input.release_if_empty();
-            return Poll::Pending;
-        }
-        self.input.poll_read(&mut self.transport, cx)
+        self.transport.poll_receive(cx, &mut self.input)
     }
 
     /// Reads until so many bytes are there, whatever they mean.
@@ -248,9 +242,8 @@ impl Connection {
     /// own word asks for nothing more, has sent nothing that the kernel would answer with a reset.
     pub fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
         self.reply_to.is_last
-            && self.is_quiet()
             && matches!(self.poll_end(cx), Poll::Ready(Ok(())))
-            && self.poll_discard(cx).is_pending()
+            && self.poll_unusable(cx).is_pending()
     }
 
     /// Sends everything, and that it was the last where the transport has a word for it.

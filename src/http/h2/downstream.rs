@@ -75,7 +75,7 @@ impl Connection {
                 self.input.consume(here);
                 return Poll::Ready(Ok(()));
             }
-            match self.poll_input(cx) {
+            match self.transport.poll_receive(cx, &mut self.input) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
                 Poll::Ready(result) => _ = result?,
                 // Mostly the preface is here, and our settings go out with what follows them.
@@ -85,16 +85,6 @@ impl Connection {
                 }
             }
         }
-    }
-
-    /// Reads once; `Ready(0)` is the end of the stream. An empty input borrows no block just to find
-    /// out that nothing has come.
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.input.is_empty() && self.transport.poll_readable(cx).is_pending() {
-            self.input.release_if_empty();
-            return Poll::Pending;
-        }
-        self.input.poll_read(&mut self.transport, cx)
     }
 
     /// The next stream, or `None` when the connection is over, or abused.
@@ -119,7 +109,7 @@ impl Connection {
             if !self.input.is_empty() && self.take_input(&mut new_head) {
                 continue;
             }
-            match self.poll_input(cx) {
+            match self.transport.poll_receive(cx, &mut self.input) {
                 Poll::Ready(Ok(1..)) => _ = self.take_input(&mut new_head),
                 Poll::Ready(Ok(0) | Err(_)) => {
                     self.multiplexer.borrow_mut().lose_all();

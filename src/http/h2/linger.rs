@@ -58,7 +58,7 @@ impl Linger {
         };
         loop {
             input.consume(input.data().len());
-            match input.poll_read(transport, cx) {
+            match transport.poll_receive(cx, input) {
                 Poll::Ready(Ok(count)) if (1..self.left).contains(&count) && Instant::now() < end => {
                     self.left -= count;
                     self.silence.set((Instant::now() + SILENCE).min(end));

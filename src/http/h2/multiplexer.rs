@@ -20,10 +20,6 @@ use crate::http::{buffer::WriteBuffer, h1::HeadLimits, message::RequestHead};
 /// What every connection begins with (§6.9.2).
 const FIRST_WINDOW: u32 = 65_535;
 
-/// What the client's fields may take in our table (RFC 7541 §4.2); the default, so that it need not
-/// be told.
-const TABLE_BYTES: usize = 4096;
-
 /// What tells our own PING from a client's that is only echoed.
 const DRAIN_PING: [u8; 8] = *b"portclls";
 
@@ -117,7 +113,7 @@ impl Multiplexer {
     pub fn new(settings: Settings) -> Self {
         let mut this = Multiplexer {
             floods: Floods::new(settings.frames),
-            decoder: Decoder::new(TABLE_BYTES),
+            decoder: Decoder::new(),
             encoder: Encoder::new(),
             scratch: Scratch::default(),
             streams: Streams::default(),

@@ -25,7 +25,7 @@ pub enum DecodeError {
     Index,
     /// A Huffman-coded string has bits that are no code.
     Huffman,
-    /// A table size that is too large, not at the start of a block, or missing where one is due.
+    /// A table size that is too large, or not at the start of a block.
     TableSize,
 }
 
@@ -33,29 +33,18 @@ pub enum DecodeError {
 #[derive(Debug)]
 pub struct Decoder {
     table: Table,
-    /// What the peer may make of the table.
-    limit: usize,
-    /// The next block has to begin with a table of at most this size.
-    due: Option<usize>,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Decoder {
-    /// `max_table_bytes`: the SETTINGS_HEADER_TABLE_SIZE that we announce.
-    ///
-    /// A peer may use the default until it has seen it; if ours is less, tell
-    /// [`set_max_table`](Self::set_max_table) when the peer has acknowledged it.
-    pub fn new(max_table_bytes: usize) -> Decoder {
-        let limit = max_table_bytes.max(DEFAULT_TABLE_BYTES);
-        Decoder { table: Table::new(DEFAULT_TABLE_BYTES), limit, due: None }
-    }
-
-    /// The peer has acknowledged SETTINGS with this table size: where that is less than what its table
-    /// has now, the next block must say so (RFC 7541 §4.2).
-    pub fn set_max_table(&mut self, bytes: usize) {
-        self.limit = bytes;
-        if bytes < self.table.max_size() {
-            self.due = Some(self.due.map_or(bytes, |due| due.min(bytes)));
-        }
+    /// For a peer that was told of no other table size than the default.
+    pub fn new() -> Decoder {
+        Decoder { table: Table::new(DEFAULT_TABLE_BYTES) }
     }
 
     /// Calls `field(name, value)` for each field of a whole header block, in order. The table stays right
@@ -105,13 +94,12 @@ impl Decoder {
     fn resize(&mut self, rest: &mut Rest<'_>) -> Result<(), DecodeError> {
         while let Some(0x20..0x40) = rest.0.first() {
             let size = rest.integer(5)?;
-            if size > self.limit {
+            if size > DEFAULT_TABLE_BYTES {
                 return Err(DecodeError::TableSize);
             }
-            self.due = self.due.filter(|due| size > *due);
             self.table.set_max_size(size);
         }
-        if self.due.is_some() { Err(DecodeError::TableSize) } else { Ok(()) }
+        Ok(())
     }
 
     fn indexed(&self, index: usize) -> Result<(&[u8], &[u8]), DecodeError> {
@@ -240,17 +228,17 @@ mod tests {
     }
 
     fn error(block: &[u8]) -> Option<DecodeError> {
-        decode(&mut Decoder::new(4096), block).err()
+        decode(&mut Decoder::new(), block).err()
     }
 
     #[test]
     fn an_empty_block_has_no_fields() {
-        assert_eq!(decode(&mut Decoder::new(4096), b"").unwrap(), [""; 0]);
+        assert_eq!(decode(&mut Decoder::new(), b"").unwrap(), [""; 0]);
     }
 
     #[test]
     fn reads_names_and_values_of_any_kind() {
-        let mut decoder = Decoder::new(4096);
+        let mut decoder = Decoder::new();
         // Empty both, as they are and in the Huffman code.
         assert_eq!(decode(&mut decoder, b"\x00\x00\x00\x10\x80\x80").unwrap(), [": ", ": "]);
         // "a" and "0" in the Huffman code, each beside one that is not.
@@ -271,7 +259,7 @@ mod tests {
         for block in [&b"\x80"[..], b"\xbe", b"\x7e\x00", b"\x0f\x2f\x00", b"\xff\xff\x7f", b"\x82\xbe"] {
             assert_eq!(error(block), Some(DecodeError::Index), "{}", block.escape_ascii());
         }
-        let mut decoder = Decoder::new(4096);
+        let mut decoder = Decoder::new();
         decode(&mut decoder, CUSTOM).unwrap();
         assert_eq!(decode(&mut decoder, b"\xbf"), Err(DecodeError::Index));
     }
@@ -319,7 +307,7 @@ mod tests {
 
     #[test]
     fn resizes_the_table_at_the_start_of_a_block_only() {
-        let mut decoder = Decoder::new(4096);
+        let mut decoder = Decoder::new();
         decode(&mut decoder, CUSTOM).unwrap();
         // As small as the field, and as large as the limit.
         assert_eq!(decode(&mut decoder, b"\x3f\x0c\x3f\xe1\x1f\xbe").unwrap(), ["custom: value"]);
@@ -333,53 +321,18 @@ mod tests {
     fn refuses_a_table_above_the_limit() {
         assert_eq!(error(b"\x3f\xe1\x1f"), None, "4,096");
         assert_eq!(error(b"\x3f\xe2\x1f"), Some(DecodeError::TableSize), "4,097");
-        let mut decoder = Decoder::new(8192);
-        assert_eq!(decode(&mut decoder, b"\x3f\xe1\x3f"), Ok(vec![]), "8,192");
-        assert_eq!(decode(&mut decoder, b"\x3f\xe2\x3f"), Err(DecodeError::TableSize), "8,193");
-        assert_eq!(decode(&mut Decoder::new(0), b"\x3f\xe1\x1f"), Ok(vec![]), "not acknowledged yet");
-    }
-
-    #[test]
-    fn wants_to_hear_of_a_table_that_was_made_smaller() {
-        let smaller = |sizes: &[usize]| {
-            let mut decoder = Decoder::new(4096);
-            for size in sizes {
-                decoder.set_max_table(*size);
-            }
-            decoder
-        };
-        for block in [&b""[..], b"\x82", b"\x3f\x46", b"\x3f\xe1\x1f", CUSTOM] {
-            assert_eq!(
-                decode(&mut smaller(&[100]), block),
-                Err(DecodeError::TableSize),
-                "{}",
-                block.escape_ascii()
-            );
-        }
-        let mut decoder = smaller(&[100]);
-        assert_eq!(decode(&mut decoder, b"\x3f\x45\x82").unwrap(), [":method: GET"]);
-        assert_eq!(decode(&mut decoder, b"\x82").unwrap(), [":method: GET"], "once is enough");
-        // Smaller and larger again: the smallest has to come.
-        assert_eq!(decode(&mut smaller(&[0, 4096]), b"\x3f\xe1\x1f"), Err(DecodeError::TableSize));
-        assert_eq!(decode(&mut smaller(&[0, 4096]), b"\x20\x3f\xe1\x1f"), Ok(vec![]));
-        assert_eq!(decode(&mut smaller(&[0, 100]), b"\x20\x3f\xe1\x1f"), Err(DecodeError::TableSize));
-        assert_eq!(
-            decode(&mut smaller(&[8192]), b"\x82").unwrap(),
-            [":method: GET"],
-            "larger: nothing is due"
-        );
     }
 
     #[test]
     fn keeps_the_table_right_for_fields_that_are_not_wanted() {
-        let mut decoder = Decoder::new(4096);
+        let mut decoder = Decoder::new();
         decoder.decode(CUSTOM, |_, _| {}).unwrap();
         assert_eq!(decode(&mut decoder, b"\xbe").unwrap(), ["custom: value"]);
     }
 
     #[test]
     fn a_bomb_allocates_nothing() {
-        let mut decoder = Decoder::new(4096);
+        let mut decoder = Decoder::new();
         let value = [b'x'; 4063];
         let mut block = b"\x40\x01a\x7f\xe0\x1e".to_vec();
         block.extend_from_slice(&value);

@@ -32,7 +32,7 @@ fn check(decoder: &mut Decoder, block: &str, lines: &[&str], in_table: &[&str]) 
 
 #[test]
 fn c_2_fields_one_by_one() {
-    let one = |block, line, in_table: &[&str]| check(&mut Decoder::new(4096), block, &[line], in_table);
+    let one = |block, line, in_table: &[&str]| check(&mut Decoder::new(), block, &[line], in_table);
     one(
         "400a 6375 7374 6f6d 2d6b 6579 0d63 7573 746f 6d2d 6865 6164 6572",
         "custom-key: custom-header",
@@ -44,7 +44,7 @@ fn c_2_fields_one_by_one() {
 }
 
 fn check_requests(blocks: [&str; 3]) {
-    let mut decoder = Decoder::new(4096);
+    let mut decoder = Decoder::new();
     let authority = ":authority: www.example.com";
     let get = [":method: GET", ":scheme: http", ":path: /", authority];
     check(&mut decoder, blocks[0], &get, &[authority]);
@@ -75,7 +75,7 @@ fn c_4_requests_with_huffman() {
 }
 
 fn check_responses(blocks: [&str; 3]) {
-    let mut decoder = Decoder::new(4096);
+    let mut decoder = Decoder::new();
     // The examples have a table of 256 bytes from the start.
     check(&mut decoder, "3fe1 01", &[], &[]);
     let (location, private) = ("location: https://www.example.com", "cache-control: private");

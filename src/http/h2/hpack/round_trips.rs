@@ -44,13 +44,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #[test]
     fn the_decoder_reads_what_the_encoder_writes(steps in steps()) {
-        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new(4096));
+        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
         for step in steps {
             match step {
-                Step::Resize(bytes) => {
-                    encoder.set_max_table(bytes);
-                    decoder.set_max_table(bytes);
-                }
+                Step::Resize(bytes) => encoder.set_max_table(bytes),
                 Step::Block(fields) => {
                     let (mut block, mut read) = (Vec::new(), Vec::new());
                     encoder.begin(&mut block);
@@ -66,7 +63,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_the_decoder_panic(blocks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..20)) {
-        let mut decoder = Decoder::new(4096);
+        let mut decoder = Decoder::new();
         for block in blocks {
             let _ = decoder.decode(&block, |_, _| {});
         }
@@ -125,7 +122,7 @@ impl Peer {
         self.send(SETTINGS, 0, 0, &[&[0, 1][..], &size].concat()).await;
         loop {
             match self.receive().await {
-                (SETTINGS, 1, _, _) => return self.decoder.set_max_table(table_bytes.into()),
+                (SETTINGS, 1, _, _) => return,
                 (SETTINGS, _, _, settings) => {
                     for setting in settings.chunks(6).filter(|setting| setting[..2] == [0, 1]) {
                         let bytes = u32::from_be_bytes(setting[2..].try_into().unwrap());
@@ -162,7 +159,7 @@ impl Peer {
 async fn the_h2_crate_reads_and_writes_the_same() {
     for (ours, theirs) in [(4096, 4096), (4096, 0), (0, 4096), (200, 65_536), (4096, 200), (100, 100)] {
         let (client_io, io) = tokio::io::duplex(1 << 16);
-        let mut peer = Peer { io, encoder: Encoder::new(), decoder: Decoder::new(ours.into()) };
+        let mut peer = Peer { io, encoder: Encoder::new(), decoder: Decoder::new() };
         let mut client = h2::client::Builder::new();
         let handshake = client.header_table_size(theirs).handshake::<_, bytes::Bytes>(client_io);
         let (client, connection) = handshake.await.unwrap();
