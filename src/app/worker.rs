@@ -120,6 +120,11 @@ async fn run(plan: Plan) {
     }
     let house = worker.clone();
     keep_running(&worker, "the housekeeping of a worker", move || keep_house(house.clone()));
+    let usher = worker.clone();
+    keep_running(&worker, "the usher of a worker", move || {
+        let worker = usher.clone();
+        async move { worker.turns.usher().await }
+    });
     reach(&mut phase, Phase::Drain).await;
     worker.drain();
     let empty = poll_fn(|cx| if worker.poll_empty(cx.waker()) { Poll::Ready(()) } else { Poll::Pending });

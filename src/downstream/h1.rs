@@ -4,7 +4,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     rc::Rc,
-    task::Poll,
+    task::{Poll, ready},
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use crate::{
         self,
         flight::Flight,
         patience::{Patience, Wait},
+        turns::Ticket,
         worker::{Client, Worker},
     },
 };
@@ -76,9 +77,13 @@ async fn next_request(
     let limits = &view.config.listeners[client.listener].limits;
     // A request that has arrived but was not reported yet still counts when a drain begins.
     let mut driver_turn = pin!(tokio::task::yield_now());
+    let mut ticket = Ticket::default();
     poll_fn(|cx| {
-        if let Poll::Ready(result) = connection.poll_request(cx, request_limits) {
-            return Poll::Ready(result);
+        if connection.poll_come(cx).is_ready() {
+            ready!(worker.turns.poll(cx, &mut ticket));
+            if let Poll::Ready(result) = connection.poll_request(cx, request_limits) {
+                return Poll::Ready(result);
+            }
         }
         if connection.has_unread() {
             let wait = Wait::new(Reason::RequestTimeout, limits.head_timeout);

@@ -149,6 +149,7 @@ async fn one_request(worker: &Worker, client: &Client, accepted: Accepted) {
     let mut deadline = worker.take_deadline();
     let mut patience = Patience::new(&mut deadline);
     let mut flight = Flight::new(worker, client, &mut head, Instant::now());
+    worker.turns.wait().await;
     match verdict {
         // Nothing is begun for it; the record says so.
         _ if stream.is_gone() => {}

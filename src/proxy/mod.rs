@@ -13,6 +13,7 @@ pub mod patience;
 pub mod policies;
 mod relay;
 pub mod route;
+pub mod turns;
 pub mod view;
 pub mod worker;
 

@@ -20,6 +20,7 @@ use crate::{
         challenges::HttpChallenges,
         load::{Load, Place},
         policies::ClientCertificate,
+        turns::Turns,
         view::View,
     },
 };
@@ -36,6 +37,8 @@ const KEPT_DEADLINES: usize = 64;
 pub struct Worker {
     pub shard: Shard,
     load: Load,
+    /// Whose request is read next.
+    pub turns: Turns,
     /// What clear-text listeners prove to certificate directories.
     pub challenges: Arc<HttpChallenges>,
     view: RefCell<Rc<View>>,
@@ -76,6 +79,7 @@ impl Worker {
         Worker {
             shard,
             load,
+            turns: Turns::default(),
             challenges: Arc::default(),
             view: RefCell::new(Rc::new(view)),
             log: RefCell::new(log),
@@ -140,6 +144,7 @@ impl Worker {
 
     /// Takes note of how late a task was that was due; returns the delay for which work is shed.
     pub fn notice_delay(&self, delay: Duration) -> Option<Duration> {
+        let delay = delay.max(self.turns.delay());
         self.shard.worker_delay(delay);
         self.load.notice(delay)
     }

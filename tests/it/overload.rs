@@ -102,6 +102,28 @@ fn streams_over_the_cap_are_shed_and_their_connection_kept() {
 }
 
 #[test]
+fn a_backend_that_answers_nobody_gets_all_requests_all_the_same() {
+    const CONNECTIONS: usize = 150;
+    let gate = Gate::default();
+    let backend = hanging(&gate);
+    let engine = Engine::new(backend.address);
+    let mut waiting: Vec<_> = (0..CONNECTIONS).map(|_| hang(&engine)).collect();
+    block_on(async {
+        let mut client = H2::connect(engine.tls).await;
+        let mut streams = Vec::new();
+        for _ in 0..100 {
+            streams.push(client.open(request("GET", "/hang"), true).await.0);
+        }
+        until_hanging(&backend, CONNECTIONS + streams.len());
+        gate.open();
+        for stream in streams {
+            assert_eq!(read(stream).await.status, 200);
+        }
+    });
+    assert!(waiting.iter_mut().all(|client| client.response("GET").status == 200));
+}
+
+#[test]
 fn a_client_that_leaves_gives_its_place_back() {
     let gate = Gate::default();
     let backend = hanging(&gate);

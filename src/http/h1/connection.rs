@@ -127,6 +127,15 @@ impl Connection {
         !self.input.is_empty()
     }
 
+    /// Ready when bytes of a next message are here or wait to be read; until then no buffer is held.
+    pub fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.has_unread() {
+            return Poll::Ready(());
+        }
+        self.input.release_if_empty();
+        self.transport.poll_readable(cx)
+    }
+
     /// Reads until a head is complete at the front of the input and returns its length; `None`
     /// when the stream ends before its first byte.
     pub(super) fn poll_head(
