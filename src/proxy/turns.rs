@@ -20,7 +20,7 @@ use tokio::{task::yield_now, time::Instant};
 const BATCH: usize = 32;
 /// One more for so much time that the last pass took. Where downloads or handshakes fill it, requests get their share
 /// all the same; more than a request costs, or else passes that are long because of requests would grow longer.
-const PACE: Duration = Duration::from_micros(100);
+const PACE: Duration = Duration::from_micros(200);
 
 /// The turns of one worker.
 #[derive(Debug, Default)]
@@ -156,8 +156,8 @@ mod tests {
     #[test]
     fn a_pass_that_took_long_for_another_reason_lets_more_in() {
         assert_eq!(
-            [0, 99, 100, 30_000].map(|micros| batch(Duration::from_micros(micros))),
-            [32, 32, 33, 332]
+            [0, 199, 200, 30_000].map(|micros| batch(Duration::from_micros(micros))),
+            [32, 32, 33, 182]
         );
     }
 
