@@ -5,11 +5,11 @@ use std::{net::TcpStream, sync::Arc, thread};
 use http::{HeaderName, HeaderValue};
 
 use crate::support::{
-    backend::Backend,
+    backend::{Backend, Unreachable},
     client::{Client, Response, tls_config},
     engine::{Engine, Setup},
     h2::{H2, Reply, block_on, request},
-    raw_h2::{DATA, END_STREAM, Fate, RawH2},
+    raw_h2::{DATA, END_STREAM, Fate, GOAWAY, PING, RawH2},
 };
 
 /// A GET whose head has exactly so many bytes.
@@ -301,6 +301,35 @@ fn h2_stream_window() {
                 "{length}: {fate:?}"
             );
         }
+    }
+}
+
+#[test]
+fn h2_connection_window() {
+    // Nothing is read of a body that has no backend yet.
+    let backend = Unreachable::new();
+    let limits = "h2_connection_window = \"64KiB\"\nh2_stream_window = \"1MiB\"";
+    let engine = Setup::new(&[backend.address]).cluster("connect_timeout = \"1m\"").limits(limits).start();
+    for (more, passes) in [(16_383, true), (16_384, true), (16_385, false)] {
+        let mut client = RawH2::connect(engine.tls);
+        for stream in [1, 3] {
+            client.headers(stream, false, &head("POST"));
+        }
+        for stream in [1, 1, 3] {
+            client.send(DATA, 0, stream, &[b'b'; 16 << 10]);
+        }
+        client.send(DATA, 0, 3, &vec![b'b'; more - 1]);
+        client.send(DATA, 0, 1, b"b");
+        client.send(PING, 0, 0, b"all here");
+        let fate = loop {
+            let frame = client.frame().expect("a frame");
+            match frame.kind {
+                PING if frame.payload == b"all here" => break None,
+                GOAWAY => break Some(u32::from(frame.payload[7])),
+                _ => {}
+            }
+        };
+        assert_eq!(fate, (!passes).then_some(FLOW_CONTROL_ERROR), "{more}");
     }
 }
 

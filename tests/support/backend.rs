@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rustls::{ServerConfig, ServerConnection};
@@ -364,5 +365,27 @@ impl Conversation {
         self.shared.changed.notify_all();
         self.buffer.extend_from_slice(&block[..count]);
         count > 0
+    }
+}
+
+/// An address whose queue of connections is full: the kernel drops what comes then.
+#[derive(Debug)]
+pub struct Unreachable {
+    pub address: SocketAddr,
+    _socket: socket2::Socket,
+    _waiting: Vec<TcpStream>,
+}
+
+impl Unreachable {
+    #[track_caller]
+    pub fn new() -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
+        let waiting: Vec<_> = std::iter::from_fn(connect).take(16).collect();
+        assert!(waiting.len() < 16, "the queue never filled");
+        Unreachable { address, _socket: socket, _waiting: waiting }
     }
 }
