@@ -4,7 +4,7 @@ use crate::support::{
     backend::Backend,
     client::fields,
     engine::{Engine, Setup},
-    raw_h2::{CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, HEADERS, RawH2, block},
+    raw_h2::{CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, HEADERS, RawH2, block, frame},
 };
 
 const GOOD: [(&str, &str); 4] =
@@ -138,16 +138,18 @@ fn takes_a_host_that_is_the_authority() {
     assert_eq!(fields(&backend.all_received(), "host"), ["site.example"]);
 }
 
-/// A POST with this announced length, then frames of DATA, the last of which ends the stream.
+/// A POST with this announced length, then frames of DATA at once, the last of which ends the stream.
 fn post(engine: &Engine, length: &str, frames: &[&str]) -> Fate {
     let mut client = RawH2::connect(engine.tls);
     let mut fields = replacing(":method", "POST");
     fields.push(("content-length", length));
     client.headers(1, false, &fields);
-    for (index, frame) in frames.iter().enumerate() {
+    let mut bytes = Vec::new();
+    for (index, data) in frames.iter().enumerate() {
         let last = index + 1 == frames.len();
-        client.send(DATA, if last { END_STREAM } else { 0 }, 1, frame.as_bytes());
+        bytes.extend(frame(DATA, if last { END_STREAM } else { 0 }, 1, data.as_bytes()));
     }
+    client.send_bytes(&bytes);
     client.fate(1)
 }
 
@@ -209,11 +211,11 @@ fn ends_connections_that_are_no_http2() {
     let backend = Backend::saying("never");
     let engine = Engine::new(backend.address);
     for frame in [
-        crate::support::raw_h2::frame(HEADERS, END_STREAM | END_HEADERS, 2, &block(&GOOD)),
-        crate::support::raw_h2::frame(HEADERS, END_STREAM | END_HEADERS, 0, &block(&GOOD)),
-        crate::support::raw_h2::frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0x80]),
-        crate::support::raw_h2::frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0xff; 20]),
-        crate::support::raw_h2::frame(DATA, 0, 1, b"idle stream"),
+        frame(HEADERS, END_STREAM | END_HEADERS, 2, &block(&GOOD)),
+        frame(HEADERS, END_STREAM | END_HEADERS, 0, &block(&GOOD)),
+        frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0x80]),
+        frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0xff; 20]),
+        frame(DATA, 0, 1, b"idle stream"),
         vec![0xff; 9],
         b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(),
     ] {

@@ -393,6 +393,7 @@ impl Multiplexer {
         };
         frame::write_goaway(self.output.bytes_mut(), self.streams.highest(), code);
         self.broken = Some(broken);
+        self.head_since = None;
         for request in std::mem::take(&mut self.requests) {
             self.streams.remove(request.place);
         }

@@ -246,6 +246,17 @@ fn ends_the_connection_for_frames_of_its_own_that_break_it() {
 }
 
 #[test]
+fn a_connection_that_has_ended_waits_for_no_head() {
+    let wrong = frame(HEADERS, END_HEADERS, 2, b"head");
+    let mut multiplexer = Multiplexer::new(LIMITS);
+    take(&mut multiplexer, &frame(SETTINGS, 0, 0, &[]));
+    assert_eq!(multiplexer.receive(&wrong[..10], Instant::now(), &mut Box::default), 0);
+    assert!(multiplexer.head_deadline().is_some());
+    take(&mut multiplexer, &wrong);
+    assert_eq!((multiplexer.broken, multiplexer.head_deadline()), (Some(Broken::Rule(ProtocolError)), None));
+}
+
+#[test]
 fn begins_with_settings() {
     for first in [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, ACK, 0, &[]), get(1), frame(0x42, 0, 0, b"")] {
         let mut multiplexer = Multiplexer::new(LIMITS);
