@@ -116,7 +116,7 @@ impl Multiplexer {
             decoder: Decoder::new(),
             encoder: Encoder::new(),
             scratch: Scratch::default(),
-            streams: Streams::default(),
+            streams: Streams::new(settings.streams),
             requests: VecDeque::new(),
             head_bytes: 0,
             receive: ReceiveWindow::new(FIRST_WINDOW),

@@ -650,6 +650,24 @@ fn what_is_left_unfinished_is_reset() {
     assert_eq!(resets(&mut multiplexer), [(1, Code::InternalError as u32)]);
 }
 
+#[test]
+fn frames_that_cross_the_reset_of_as_many_streams_as_there_may_be_are_no_fault() {
+    const STREAMS: u32 = 100;
+    let frames = FrameLimits { local_resets: 1, ..LIMITS.frames };
+    let mut multiplexer = Multiplexer::new(Settings { streams: STREAMS, frames, ..LIMITS });
+    take(&mut multiplexer, &settings(&[]));
+    let ids = || (0..STREAMS).map(|turn| 2 * turn + 1);
+    take(&mut multiplexer, &ids().flat_map(|id| post(id, None)).collect::<Vec<_>>());
+    for _ in ids() {
+        let place = accept(&mut multiplexer);
+        multiplexer.leave(place);
+    }
+    assert_eq!(resets(&mut multiplexer).len(), STREAMS as usize);
+    take(&mut multiplexer, &ids().flat_map(|id| frame(DATA, END_STREAM, id, b"late")).collect::<Vec<_>>());
+    assert_eq!(multiplexer.broken, None);
+    assert_eq!(resets(&mut multiplexer), []);
+}
+
 #[derive(Default)]
 struct Woken(std::sync::atomic::AtomicUsize);
 

@@ -2,15 +2,13 @@
 //!
 //! A stream has a place for as long as somebody serves it, and is open under its id until both sides
 //! have ended or one has reset it (RFC 9113 §5.1). Of those that are gone only the ids that we reset
-//! last are remembered: the client may have sent more before it knew.
+//! last are remembered: the client may have sent more before it knew. Until it knows, a reset stream
+//! counts among those that it may open, so it can't be more than these.
 
 use std::{collections::VecDeque, task::Waker};
 
 use super::flow::{ReceiveWindow, SendWindow};
 use crate::http::fields::Fields;
-
-/// Ids of resets that are remembered.
-const REMEMBERED: usize = 64;
 
 /// Places of a connection without streams.
 const KEPT: usize = 16;
@@ -117,8 +115,10 @@ impl Stream {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Streams {
+    /// Ids of resets that are remembered.
+    remembered: usize,
     places: Vec<Option<Stream>>,
     free: Vec<usize>,
     /// Ids in order, with their places.
@@ -132,6 +132,20 @@ pub(super) struct Streams {
 }
 
 impl Streams {
+    /// For a client that may have this many open.
+    pub(super) fn new(most: u32) -> Self {
+        Streams {
+            // As many again may be refused before the client knows the limit.
+            remembered: 2 * most as usize,
+            places: Vec::new(),
+            free: Vec::new(),
+            open: Vec::new(),
+            highest: 0,
+            reset: VecDeque::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+
     pub(super) fn highest(&self) -> u32 {
         self.highest
     }
@@ -205,14 +219,14 @@ impl Streams {
         self.free.push(place);
         if self.served() == 0 && self.places.len() > KEPT {
             // An idle connection keeps no more than it needs for a few.
-            let reset = std::mem::take(&mut self.reset);
-            *self = Streams { highest: self.highest, reset, ..Streams::default() };
+            (self.places, self.free, self.open) = Default::default();
+            self.waiting = VecDeque::new();
         }
         Some(stream)
     }
 
     pub(super) fn remember_reset(&mut self, id: u32) {
-        if self.reset.len() == REMEMBERED {
+        if self.reset.len() == self.remembered {
             self.reset.pop_front();
         }
         self.reset.push_back(id);
