@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import socket
@@ -19,8 +20,7 @@ from support.process import Process  # noqa: E402
 from support.waiting import accepts, free_port, wait_until  # noqa: E402
 
 MIB = 1 << 20
-# Every deadline that a slow client can reach, short enough to wait for. Where the machine is busy with other things, the
-# innocent would be shed and not served late: it is to be seen whether they are served.
+# Every deadline that a slow client can reach, short enough to wait for.
 DEADLINE = 3.0
 LIMITS = f"""
 [limits]
@@ -30,8 +30,10 @@ body_idle_timeout = "{DEADLINE:.0f}s"
 body_rate_grace = "{DEADLINE:.0f}s"
 write_timeout = "{DEADLINE:.0f}s"
 idle_timeout = "20s"
-overload_delay = "60s"
 """
+# Where the machine is busy with other things, the innocent would be shed and not served late: it is to be seen whether
+# they are served.
+PATIENT = 'overload_delay = "60s"\n'
 # The bystander has a backend to itself: what is measured is the proxy.
 ROUTES = """
 [[routes]]
@@ -135,11 +137,12 @@ class Target(Portcullis):
     # For how many seconds floods go on with new connections.
     sustain = 0.0
 
-    def __init__(self, directory: Path, certs: Path, backends: tuple, limit: MemoryLimit, files: int):
+    def __init__(self, directory: Path, certs: Path, backends: tuple, limit: MemoryLimit, files: int,
+                 limits: str = PATIENT):
         self.limit, self.files = limit, files
         settings = 'retries = 0\nhealth = false'
         attacked, quiet = backends
-        body = LIMITS + ROUTES + cluster("web", [attacked.address], settings) + cluster("quiet", [quiet.address], settings)
+        body = LIMITS + limits + ROUTES + cluster("web", [attacked.address], settings) + cluster("quiet", [quiet.address], settings)
         super().__init__(directory, certs, body, top="workers = 2")
 
     def launch(self) -> Process:
@@ -173,8 +176,8 @@ class Bystander:
         self.process.start()
         other.close()
 
-    def figures(self) -> tuple[list, int]:
-        """Seconds of each request since the last time, and how many failed."""
+    def figures(self) -> tuple[list, int, int]:
+        """Seconds of each request since the last time, how many of them were shed, and how many failed."""
         self.pipe.send("figures")
         return self.pipe.recv()
 
@@ -183,29 +186,45 @@ class Bystander:
         self.process.join()
 
     def _run(self, port: int, pipe):
-        samples, failures, connection = [], 0, None
+        samples, shed, failures, connection = [], 0, 0, None
         while True:
             if pipe.poll():
                 pipe.recv()
-                pipe.send((samples, failures))
-                samples, failures = [], 0
+                pipe.send((samples, shed, failures))
+                samples, shed, failures = [], 0, 0
             began = time.perf_counter()
             try:
                 connection = connection or self._connect(port)
-                connection.sendall(b"GET /quiet HTTP/1.1\r\nhost: localhost\r\n\r\n")
-                answer = b""
-                while not answer.endswith(b"small\n"):
-                    received = connection.recv(4096)
-                    if not received:
-                        raise OSError("closed")
-                    answer += received
-                if not answer.startswith(b"HTTP/1.1 200 "):
-                    raise OSError(answer[:40])
+                shed += self._ask(connection)
                 samples.append(time.perf_counter() - began)
             except OSError:
                 failures += 1
                 connection = None
             time.sleep(self.PAUSE)
+
+    @classmethod
+    def _ask(cls, connection: ssl.SSLSocket) -> bool:
+        """Whether it was shed, on a connection that stays."""
+        connection.sendall(b"GET /quiet HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += cls._receive(connection)
+        head, body = answer.split(b"\r\n\r\n", 1)
+        length = int(re.search(rb"(?i)\r\ncontent-length: (\d+)", head)[1])
+        while len(body) < length:
+            body += cls._receive(connection)
+        if head.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: 1" in head:
+            return True
+        if not head.startswith(b"HTTP/1.1 200 ") or body != b"small\n":
+            raise OSError(head[:40])
+        return False
+
+    @staticmethod
+    def _receive(connection: ssl.SSLSocket) -> bytes:
+        received = connection.recv(4096)
+        if not received:
+            raise OSError("closed")
+        return received
 
     @staticmethod
     def _connect(port: int) -> ssl.SSLSocket:
@@ -252,6 +271,7 @@ class Figures:
     p99_before: float = 0.0
     p99_during: float = 0.0
     requests: int = 0
+    shed: int = 0
     failures: int = 0
     upstream_requests: int = 0
     notes: list = field(default_factory=list)
