@@ -47,7 +47,7 @@ pub enum ProbeError {
 /// Probes over HTTP/1.1. Cancel safe: dropping the future closes the stream.
 pub async fn http1<S>(stream: S, wanted: ProbeRequest<'_>) -> Result<ProbeResponse, ProbeError>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
     let uri =
         Uri::from(wanted.path.parse::<PathAndQuery>().map_err(|error| ProbeError::Request(error.into()))?);
@@ -78,7 +78,7 @@ where
 /// the stream.
 pub async fn h2<S>(stream: S, wanted: ProbeRequest<'_>) -> Result<ProbeResponse, ProbeError>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
     let uri = Uri::builder()
         .scheme(if wanted.https { "https" } else { "http" })

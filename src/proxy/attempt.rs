@@ -24,9 +24,9 @@ use crate::{
     },
     observe::BackendCells,
     upstream::{
-        connect::{Connected, connect},
+        connect::connect,
         pool::{Lease, Open},
-        tls,
+        tls::{self, HandshakeError},
     },
 };
 
@@ -130,7 +130,7 @@ async fn over_http1<D: Downstream>(
             Ok(())
         }
         Err(failed) => Err(Failed { retriable: failed.retriable && lease.reused, ..failed }
-            .or_refused(flight, &mut lease.connection)),
+            .or_refused(flight, || tls::refusal(&lease.connection.session_error()?))),
     }
 }
 
@@ -146,14 +146,10 @@ async fn open_http1(flight: &Flight<'_>, target: Target<'_>) -> Result<Lease, Fa
 
 async fn open(target: Target<'_>, header: &[u8]) -> Result<Transport, Failed> {
     let cluster = &target.cluster.cluster;
-    match connect(cluster, &cluster.backends[target.index], header).await {
-        Ok(Connected::Tcp(stream)) => Ok(Transport::Tcp(stream)),
-        Ok(Connected::Tls(stream)) => Ok(Transport::UpstreamTls(stream)),
-        Err(error) => {
-            tracing::debug!("cluster {}: {error}", cluster.name());
-            Err(Failed::unsent(error.reason))
-        }
-    }
+    connect(cluster, &cluster.backends[target.index], header).await.map_err(|error| {
+        tracing::debug!("cluster {}: {error}", cluster.name());
+        Failed::unsent(error.reason)
+    })
 }
 
 async fn over_h2<D: Downstream>(
@@ -172,8 +168,11 @@ async fn over_h2<D: Downstream>(
     // The stream counts itself; two for each request would leave half of the connection unused.
     drop(handle);
     let mut response = ResponseHead::default();
-    exchange(flight, (down, patience), (&mut stream, config), counted, &mut response).await?;
-    Ok(())
+    let result = exchange(flight, (down, patience), (&mut stream, config), counted, &mut response).await;
+    match result {
+        Ok(_) => Ok(()),
+        Err(failed) => Err(failed.or_refused(flight, || tls::refusal(stream.session_error()?))),
+    }
 }
 
 /// A connection with room for another stream: one that is there, or a new one.
@@ -337,13 +336,11 @@ impl Failed {
 
     /// The same, unless the backend broke off because of our certificate: over TLS 1.3 it says so in
     /// place of an answer, and has not looked at the request.
-    fn or_refused(self, flight: &Flight<'_>, connection: &mut h1::Connection) -> Self {
+    fn or_refused(self, flight: &Flight<'_>, refusal: impl FnOnce() -> Option<HandshakeError>) -> Self {
         if self.reason != Reason::UpstreamClosed || self.answered {
             return self;
         }
-        let Some(refusal) = connection.session_error().and_then(|error| tls::refusal(&error)) else {
-            return self;
-        };
+        let Some(refusal) = refusal() else { return self };
         tracing::debug!("the backend refuses our certificate: {}", refusal.detail);
         let whole = flight.bytes_in == 0 && flight.head.body == BodyLength::Empty;
         Failed { reason: refusal.reason, retriable: whole, answered: false }

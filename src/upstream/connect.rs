@@ -11,18 +11,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{
-    cluster::{Backend, Cluster},
-    tls::TlsStream,
-};
-use crate::error::Reason;
-
-/// A connection that nothing was sent on yet.
-#[derive(Debug)]
-pub enum Connected {
-    Tcp(TcpStream),
-    Tls(Box<TlsStream>),
-}
+use super::cluster::{Backend, Cluster};
+use crate::{error::Reason, http::transport::Transport};
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -36,10 +26,10 @@ pub struct ConnectError {
 }
 
 /// Connects to a backend within the cluster's `connect_timeout`; the first bytes of the connection,
-/// before TLS, are those of `header`.
+/// before TLS, are those of `header`, and nothing else was sent on it yet.
 ///
 /// Cancel safe: dropping the future closes whatever was open.
-pub async fn connect(cluster: &Cluster, backend: &Backend, header: &[u8]) -> Result<Connected, ConnectError> {
+pub async fn connect(cluster: &Cluster, backend: &Backend, header: &[u8]) -> Result<Transport, ConnectError> {
     connect_port(backend, backend.port, cluster.config.connect_timeout, header).await
 }
 
@@ -49,7 +39,7 @@ pub(super) async fn connect_port(
     port: u16,
     limit: Duration,
     header: &[u8],
-) -> Result<Connected, ConnectError> {
+) -> Result<Transport, ConnectError> {
     // A limit too far off for the clock is no limit; a year stands for it.
     let now = Instant::now();
     let deadline = now.checked_add(limit).unwrap_or(now + Duration::from_hours(365 * 24));
@@ -61,7 +51,7 @@ pub(super) async fn connect_port(
     result
 }
 
-async fn open(backend: &Backend, port: u16, deadline: Instant, header: &[u8]) -> Result<Connected, Failure> {
+async fn open(backend: &Backend, port: u16, deadline: Instant, header: &[u8]) -> Result<Transport, Failure> {
     let addresses = timeout_at(deadline, backend.socket_addresses(port)).await;
     let addresses = addresses.map_err(|_| Failure::Timeout("looking up"))?.map_err(Failure::Lookup)?;
     let mut stream = open_first(&addresses, deadline).await?;
@@ -69,9 +59,9 @@ async fn open(backend: &Backend, port: u16, deadline: Instant, header: &[u8]) ->
         // Never waits: a new connection has room for it.
         stream.write_all(header).await.map_err(Failure::Connect)?;
     }
-    let Some(tls) = &backend.tls else { return Ok(Connected::Tcp(stream)) };
+    let Some(tls) = &backend.tls else { return Ok(Transport::Tcp(stream)) };
     match timeout_at(deadline, tls.handshake(stream)).await {
-        Ok(Ok(stream)) => Ok(Connected::Tls(Box::new(stream))),
+        Ok(Ok(stream)) => Ok(Transport::UpstreamTls(Box::new(stream))),
         Ok(Err(error)) => Err(Failure::Tls(error.reason, error.detail)),
         Err(_) => Err(Failure::Timeout("TLS handshake with")),
     }
@@ -178,7 +168,7 @@ mod tests {
         Cluster::new(cluster_config(&[address]), None).expect("no TLS")
     }
 
-    async fn try_connect(cluster: &Cluster) -> Result<Connected, ConnectError> {
+    async fn try_connect(cluster: &Cluster) -> Result<Transport, ConnectError> {
         connect(cluster, &cluster.backends[0], b"").await
     }
 
@@ -186,7 +176,7 @@ mod tests {
     async fn connects_over_tcp_without_delay() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let cluster = cluster(&listener.local_addr().expect("bound").to_string());
-        let Ok(Connected::Tcp(stream)) = try_connect(&cluster).await else { panic!("not clear text") };
+        let Ok(Transport::Tcp(stream)) = try_connect(&cluster).await else { panic!("not clear text") };
         assert!(stream.nodelay().expect("open"));
     }
 
@@ -197,7 +187,7 @@ mod tests {
         let config =
             config::Cluster { tls: Some(authority.tls()), ..cluster_config(&[&address.to_string()]) };
         let cluster = Cluster::new(config, None).expect("a CA");
-        let Ok(Connected::Tls(mut stream)) = try_connect(&cluster).await else { panic!("not TLS") };
+        let Ok(Transport::UpstreamTls(mut stream)) = try_connect(&cluster).await else { panic!("not TLS") };
         let mut line = String::new();
         stream.read_to_string(&mut line).await.expect("a clean end");
         assert_eq!(line, "hello");

@@ -8,14 +8,13 @@ use std::{collections::HashMap, fmt, ops::RangeInclusive, sync::Arc, time::Durat
 
 use http::StatusCode;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
     cluster::{Backend, Cluster},
-    connect::{ConnectError, Connected, connect_port},
+    connect::{ConnectError, connect_port},
     health::{Transition, first_probe_delay, probe_delay, second_probe_delay},
     tls::{self, HandshakeError},
 };
@@ -25,6 +24,7 @@ use crate::{
     http::{
         probe_client::{self, ProbeError, ProbeRequest, ProbeResponse},
         proxy_protocol,
+        transport::Transport,
     },
 };
 
@@ -141,40 +141,24 @@ async fn probe(cluster: &Cluster, backend: &Backend, rules: &Health) -> Result<(
     let has_header = cluster.config.proxy_protocol && rules.port.is_none();
     let header: &[u8] = if has_header { &proxy_protocol::LOCAL } else { &[] };
     let connected = connect_port(backend, port, rules.timeout, header).await;
-    let (stream, protocol) = (connected.map_err(connect_failure)?, cluster.config.protocol);
+    let mut transport = connected.map_err(connect_failure)?;
     let Check::Http(check) = &rules.check else { return Ok(()) };
-    let https = backend.tls.is_some();
-    let exchange = async {
-        match stream {
-            Connected::Tcp(stream) => request(stream, backend, check, protocol, https).await,
-            Connected::Tls(stream) => request(stream, backend, check, protocol, https).await,
-        }
-    };
-    match timeout_at(deadline, exchange).await {
-        Ok(response) => judge(check, &response.map_err(response_failure)?),
-        Err(_) => Err((ProbeResult::Timeout, format!("no complete answer after {:?}", rules.timeout))),
-    }
-}
-
-async fn request<S>(
-    stream: S,
-    backend: &Backend,
-    check: &HttpCheck,
-    protocol: Protocol,
-    https: bool,
-) -> Result<ProbeResponse, ProbeError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
     let wanted = ProbeRequest {
         path: &check.path,
         host: check.host.as_deref().unwrap_or(&backend.address),
-        https,
+        https: backend.tls.is_some(),
         body_limit: if check.expect_body.is_some() { BODY_LIMIT } else { 0 },
     };
-    match protocol {
-        Protocol::Http1 => probe_client::http1(stream, wanted).await,
-        Protocol::H2 => probe_client::h2(stream, wanted).await,
+    let exchange = async {
+        match cluster.config.protocol {
+            Protocol::Http1 => probe_client::http1(&mut transport, wanted).await,
+            Protocol::H2 => probe_client::h2(&mut transport, wanted).await,
+        }
+    };
+    match timeout_at(deadline, exchange).await {
+        Ok(Ok(response)) => judge(check, &response),
+        Ok(Err(error)) => Err(response_failure(error, &mut transport)),
+        Err(_) => Err((ProbeResult::Timeout, format!("no complete answer after {:?}", rules.timeout))),
     }
 }
 
@@ -285,10 +269,10 @@ fn connect_failure(error: ConnectError) -> Failure {
     }
 }
 
-fn response_failure(error: ProbeError) -> Failure {
+fn response_failure(error: ProbeError, transport: &mut Transport) -> Failure {
     match error {
         ProbeError::Request(error) => (ProbeResult::BadResponse, format!("the check can't be sent: {error}")),
-        ProbeError::Closed(error) => match tls::refusal(&*error) {
+        ProbeError::Closed(error) => match transport.session_error().and_then(|error| tls::refusal(&error)) {
             Some(HandshakeError { reason, detail }) => {
                 (ProbeResult::Tls, format!("{}: {detail}", reason.code()))
             }

@@ -155,6 +155,22 @@ fn a_backend_that_refuses_our_certificate_has_its_reason() {
     }
 }
 
+#[test]
+fn an_h2_backend_that_refuses_our_certificate_has_the_same_reason() {
+    let clients = Authority::new();
+    for version in [&TLS12, &TLS13] {
+        let mut config = Arc::unwrap_or_clone(demanding(&TRUSTED.issue(&["127.0.0.1"]), &clients, version));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let backend = Backend::tls(Arc::new(config), answer);
+        let setup = || trusting(&backend).cluster("protocol = \"h2\"");
+        assert_refused(&setup().start(), "upstream_tls_client_certificate");
+        let wrong = showing(setup(), &Authority::new().issue(&["lb"])).start();
+        assert_refused(&wrong, "upstream_tls_client_certificate");
+        let probed = setup().health(&format!("health.path = \"/\"\n{FAST}")).start();
+        until_down(&probed, "upstream_tls_client_certificate: ");
+    }
+}
+
 #[track_caller]
 fn until_down(engine: &Engine, error: &str) {
     until(error, || engine.admin("/status").1.contains(&format!("\"last_error\": \"{error}")));

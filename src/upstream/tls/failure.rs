@@ -1,6 +1,6 @@
 //! Why TLS with a backend failed: from the library's errors to our reasons.
 
-use std::{error::Error, io};
+use std::io;
 
 use rustls::{AlertDescription, CertificateError};
 
@@ -31,20 +31,13 @@ impl From<io::Error> for HandshakeError {
     }
 }
 
-/// What is behind an error on a connection whose handshake was over for us: a TLS 1.3 backend
-/// looks at our certificate only then. `None`: it has nothing to do with that.
-pub fn refusal(error: &(dyn Error + 'static)) -> Option<HandshakeError> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let tls = error.downcast_ref::<rustls::Error>();
-        if let Some(tls) = tls.or_else(|| error.downcast_ref::<io::Error>().and_then(library_error)) {
-            let reason = reason_of(tls);
-            let is_ours = reason == Reason::UpstreamTlsClientCertificate;
-            return is_ours.then(|| HandshakeError { reason, detail: tls.to_string() });
-        }
-        cause = error.source();
-    }
-    None
+/// What is behind the failure of a session whose handshake was over for us: a TLS 1.3 backend looks
+/// at our certificate only then. `None`: it has nothing to do with that.
+pub fn refusal(error: &io::Error) -> Option<HandshakeError> {
+    let error = library_error(error)?;
+    let reason = reason_of(error);
+    let is_ours = reason == Reason::UpstreamTlsClientCertificate;
+    is_ours.then(|| HandshakeError { reason, detail: error.to_string() })
 }
 
 fn library_error(error: &io::Error) -> Option<&rustls::Error> {
@@ -99,14 +92,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alerts_about_our_certificate_are_told_from_others_behind_any_error() {
-        let alert = |alert| rustls::Error::AlertReceived(alert);
+    fn alerts_about_our_certificate_are_told_from_others() {
+        let alert = |alert| io::Error::other(rustls::Error::AlertReceived(alert));
         for about in [AlertDescription::CertificateRequired, AlertDescription::UnknownCA] {
             assert!(refusal(&alert(about)).is_some());
-            assert!(refusal(&io::Error::other(alert(about))).is_some());
         }
-        assert!(refusal(&io::Error::other(alert(AlertDescription::InternalError))).is_none());
-        assert!(refusal(&io::Error::from(io::ErrorKind::ConnectionReset)).is_none());
+        assert!(refusal(&alert(AlertDescription::InternalError)).is_none());
+        assert!(refusal(&io::ErrorKind::ConnectionReset.into()).is_none());
     }
 
     #[test]

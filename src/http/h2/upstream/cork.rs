@@ -14,7 +14,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http::buffer::WriteBuffer;
+use crate::http::{buffer::WriteBuffer, transport::Transport};
 
 /// The most that waits: one full TLS record.
 const CORKED_BYTES: usize = 16 * 1024;
@@ -44,6 +44,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Corked<T> {
     /// Lets go of everything that waits.
     pub(super) fn poll_uncork(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_uncork(cx)
+    }
+}
+
+impl Corked<Transport> {
+    /// See [`Transport::session_error`]; of an error the h2 crate keeps the text only.
+    pub(super) fn session_error(&self) -> Option<io::Error> {
+        self.0.borrow_mut().inner.session_error()
     }
 }
 

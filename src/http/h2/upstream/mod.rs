@@ -6,6 +6,7 @@ pub mod convert;
 mod cork;
 
 use std::{
+    cell::OnceCell,
     future::poll_fn,
     io,
     pin::Pin,
@@ -49,8 +50,9 @@ pub enum NoResponse {
 #[derive(Clone, Debug)]
 pub struct Handle {
     sender: SendRequest<Bytes>,
-    /// One clone for each open stream.
-    streams: Rc<()>,
+    /// Set when the connection has ended because of it; one clone for each open stream, which is how
+    /// they are counted.
+    session_error: Rc<OnceCell<io::Error>>,
 }
 
 /// Starts HTTP/2 on a stream to a backend.
@@ -68,6 +70,8 @@ pub async fn handshake(transport: Transport) -> io::Result<(Handle, impl Future<
         .handshake(cork.handle())
         .await
         .map_err(io_error)?;
+    let handle = Handle { sender, session_error: Rc::default() };
+    let session_error = Rc::downgrade(&handle.session_error);
     let drive = async move {
         let ended = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
             Poll::Ready(result) => Poll::Ready(result.map_err(io_error)),
@@ -78,10 +82,14 @@ pub async fn handshake(transport: Transport) -> io::Result<(Handle, impl Future<
             },
         });
         if let Err(error) = ended.await {
+            // Before any stream that it fails is polled: those are tasks of this thread.
+            if let (Some(told), Some(error)) = (session_error.upgrade(), cork.session_error()) {
+                let _ = told.set(error);
+            }
             tracing::debug!("a connection to a backend ended: {error}");
         }
     };
-    Ok((Handle { sender, streams: Rc::new(()) }, drive))
+    Ok((handle, drive))
 }
 
 impl Handle {
@@ -97,7 +105,7 @@ impl Handle {
 
     fn streams(&self) -> usize {
         // The pool's own handle is not a stream.
-        Rc::strong_count(&self.streams) - 1
+        Rc::strong_count(&self.session_error) - 1
     }
 
     /// Whether the connection takes streams, now or later.
@@ -123,7 +131,7 @@ impl Handle {
             response: Some(response),
             incoming: None,
             outgoing: Outgoing::new(stream, ended),
-            _counted: self.streams.clone(),
+            session_error: self.session_error.clone(),
         })
     }
 }
@@ -142,10 +150,15 @@ pub struct Stream {
     response: Option<ResponseFuture>,
     incoming: Option<Incoming>,
     outgoing: Outgoing,
-    _counted: Rc<()>,
+    session_error: Rc<OnceCell<io::Error>>,
 }
 
 impl Stream {
+    /// Why the TLS session with the backend has failed, if it has.
+    pub fn session_error(&self) -> Option<&io::Error> {
+        self.session_error.get()
+    }
+
     /// Waits for the next head, interim or final.
     pub fn poll_response(
         &mut self,
