@@ -41,9 +41,9 @@ const ANSWER: usize = 17;
 fuzz_target!(|data: &[u8]| {
     let now = Instant::now();
     let whole = receive(data, data.len(), now);
-    let state = format!("{whole:?}");
+    let state = state(&whole);
     for piece in [1, 2, 7, 9, 10] {
-        assert_eq!(format!("{:?}", receive(data, piece, now)), state, "pieces of {piece}");
+        assert_eq!(self::state(&receive(data, piece, now)), state, "pieces of {piece}");
     }
     let frames = frames(data);
     assert!(whole.output().len() <= 100 + ANSWER * (frames.len() + 2) * 2);
@@ -62,6 +62,14 @@ fn receive(data: &[u8], piece: usize, now: Instant) -> Multiplexer {
         here.drain(..taken);
     }
     multiplexer
+}
+
+/// All but the sizes of the memory that heads are in: what earlier ones left is used again.
+fn state(multiplexer: &Multiplexer) -> String {
+    let text = format!("{multiplexer:?}");
+    let mut parts = text.split("head_bytes: ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, part| all + part.trim_start_matches(|c: char| c.is_ascii_digit()))
 }
 
 /// Kind, flags and length of each frame that is there as a whole.
