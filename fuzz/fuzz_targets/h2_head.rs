@@ -27,7 +27,8 @@ const LIMITS: HeadLimits = HeadLimits {
     underscores: Underscores::Drop,
 };
 /// What is written has framing and a host of ours beside what came, and of responses the h2 crate limits the size only.
-const ROOMY: HeadLimits = HeadLimits { head_bytes: 32 << 10, fields: 10_000, ..LIMITS };
+const ROOMY: HeadLimits =
+    HeadLimits { head_bytes: 32 << 10, field_bytes: 32 << 10, fields: 10_000, ..LIMITS };
 
 // Method, authority and path, a line each; then `name: value` lines. The first byte: whether the
 // stream ends with the head, and the status of a response.
