@@ -1,11 +1,10 @@
 """The program under attack: its configuration, its backend, an innocent client, and what they measure."""
+import http.client
 import json
 import multiprocessing
 import os
-import re
 import resource
 import shutil
-import socket
 import ssl
 import sys
 import threading
@@ -197,42 +196,28 @@ class Bystander:
                 connection = connection or self._connect(port)
                 shed += self._ask(connection)
                 samples.append(time.perf_counter() - began)
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 failures += 1
                 connection = None
             time.sleep(self.PAUSE)
 
-    @classmethod
-    def _ask(cls, connection: ssl.SSLSocket) -> bool:
+    @staticmethod
+    def _ask(connection: http.client.HTTPSConnection) -> bool:
         """Whether it was shed, on a connection that stays."""
-        connection.sendall(b"GET /quiet HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            answer += cls._receive(connection)
-        head, body = answer.split(b"\r\n\r\n", 1)
-        length = int(re.search(rb"(?i)\r\ncontent-length: (\d+)", head)[1])
-        while len(body) < length:
-            body += cls._receive(connection)
-        if head.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: 1" in head:
+        connection.request("GET", "/quiet", headers={"host": "localhost"})
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status == 503 and answer.headers["retry-after"] == "1" and not answer.will_close:
             return True
-        if not head.startswith(b"HTTP/1.1 200 ") or body != b"small\n":
-            raise OSError(head[:40])
+        if answer.status != 200 or body != b"small\n":
+            raise http.client.HTTPException(answer.status)
         return False
 
     @staticmethod
-    def _receive(connection: ssl.SSLSocket) -> bytes:
-        received = connection.recv(4096)
-        if not received:
-            raise OSError("closed")
-        return received
-
-    @staticmethod
-    def _connect(port: int) -> ssl.SSLSocket:
+    def _connect(port: int) -> http.client.HTTPSConnection:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        plain = socket.create_connection(("127.0.0.1", port), timeout=5)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return context.wrap_socket(plain, server_hostname="localhost")
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=context)
 
 
 class MemoryWatch:

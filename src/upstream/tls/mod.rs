@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// A connection to a backend after its handshake.
-pub type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
+type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// Sessions kept to resume, a backend; each TLS 1.3 ticket is used once.
 const SESSIONS: usize = 32;

@@ -50,9 +50,15 @@ pub enum NoResponse {
 #[derive(Clone, Debug)]
 pub struct Handle {
     sender: SendRequest<Bytes>,
-    /// Set when the connection has ended because of it; one clone for each open stream, which is how
-    /// they are counted.
-    session_error: Rc<OnceCell<io::Error>>,
+    /// One clone for each open stream.
+    shared: Rc<Shared>,
+}
+
+/// What the streams of a connection share with it.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Set when it has ended because of that.
+    session_error: OnceCell<io::Error>,
 }
 
 /// Starts HTTP/2 on a stream to a backend.
@@ -70,8 +76,8 @@ pub async fn handshake(transport: Transport) -> io::Result<(Handle, impl Future<
         .handshake(cork.handle())
         .await
         .map_err(io_error)?;
-    let handle = Handle { sender, session_error: Rc::default() };
-    let session_error = Rc::downgrade(&handle.session_error);
+    let handle = Handle { sender, shared: Rc::default() };
+    let shared = Rc::downgrade(&handle.shared);
     let drive = async move {
         let ended = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
             Poll::Ready(result) => Poll::Ready(result.map_err(io_error)),
@@ -83,8 +89,8 @@ pub async fn handshake(transport: Transport) -> io::Result<(Handle, impl Future<
         });
         if let Err(error) = ended.await {
             // Before any stream that it fails is polled: those are tasks of this thread.
-            if let (Some(told), Some(error)) = (session_error.upgrade(), cork.session_error()) {
-                let _ = told.set(error);
+            if let (Some(shared), Some(error)) = (shared.upgrade(), cork.session_error()) {
+                let _ = shared.session_error.set(error);
             }
             tracing::debug!("a connection to a backend ended: {error}");
         }
@@ -105,7 +111,7 @@ impl Handle {
 
     fn streams(&self) -> usize {
         // The pool's own handle is not a stream.
-        Rc::strong_count(&self.session_error) - 1
+        Rc::strong_count(&self.shared) - 1
     }
 
     /// Whether the connection takes streams, now or later.
@@ -131,7 +137,7 @@ impl Handle {
             response: Some(response),
             incoming: None,
             outgoing: Outgoing::new(stream, ended),
-            session_error: self.session_error.clone(),
+            shared: self.shared.clone(),
         })
     }
 }
@@ -150,13 +156,13 @@ pub struct Stream {
     response: Option<ResponseFuture>,
     incoming: Option<Incoming>,
     outgoing: Outgoing,
-    session_error: Rc<OnceCell<io::Error>>,
+    shared: Rc<Shared>,
 }
 
 impl Stream {
     /// Why the TLS session with the backend has failed, if it has.
     pub fn session_error(&self) -> Option<&io::Error> {
-        self.session_error.get()
+        self.shared.session_error.get()
     }
 
     /// Waits for the next head, interim or final.
