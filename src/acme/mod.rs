@@ -36,8 +36,6 @@ use crate::{
     upstream::tls::SetupError,
 };
 
-/// How long the clock of this machine is trusted to go on as before: it may be set, or the machine sleep.
-const LONGEST_SLEEP: Duration = Duration::from_mins(10);
 /// How long an order may take, all in all.
 const ORDER_DEADLINE: Duration = Duration::from_mins(15);
 /// When to look again where another process is ordering.
@@ -116,16 +114,17 @@ impl Job {
 
     /// Looks after it for ever.
     pub async fn run(mut self, surroundings: Surroundings) {
-        self.tell(&surroundings.metrics);
         loop {
-            let step = self.memory.next(self.life(), self.share);
-            wait_until(step.at()).await;
-            match step {
-                Step::Ask(_) => self.ask(&surroundings).await,
-                Step::Order(_) => self.renew(&surroundings).await,
-            }
             self.tell(&surroundings.metrics);
-            self.remember().await;
+            match self.memory.due(now(), self.life(), self.share) {
+                Err(wait) => {
+                    sleep(wait).await;
+                    continue;
+                }
+                Ok(Step::Ask(_)) => self.ask(&surroundings).await,
+                Ok(Step::Order(_)) => self.renew(&surroundings).await,
+            }
+            self.remember(self.memory).await;
         }
     }
 
@@ -232,6 +231,7 @@ impl Job {
             }
             Err(error) => return self.fail(&error.into(), None, &surroundings.metrics),
         };
+        self.remember(self.memory.trying(now(), fastrand::f64())).await;
         let old = self.life();
         self.client.take_retry_after();
         let obtained = timeout(ORDER_DEADLINE, self.obtain(surroundings)).await;
@@ -326,8 +326,8 @@ impl Job {
         }
     }
 
-    async fn remember(&self) {
-        let (storage, memory) = (self.storage.clone(), self.memory.clone());
+    async fn remember(&self, memory: Memory) {
+        let storage = self.storage.clone();
         let kept = tokio::task::spawn_blocking(move || storage.keep_memory(&memory)).await;
         if let Ok(Err(error)) = kept {
             tracing::error!("acme: a restart will not know of the last failures: {error}");
@@ -338,16 +338,6 @@ impl Job {
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
-async fn wait_until(at: i64) {
-    loop {
-        let left = Duration::from_secs(u64::try_from(at.saturating_sub(now())).unwrap_or(0));
-        if left.is_zero() {
-            return;
-        }
-        sleep(left.min(LONGEST_SLEEP)).await;
-    }
 }
 
 /// A length of time for people.

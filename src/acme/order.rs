@@ -6,6 +6,7 @@ use instant_acme::{
     Account, AuthorizationHandle, AuthorizationStatus, CertificateIdentifier, ChallengeType, Identifier,
     NewOrder, Order, OrderStatus, RetryPolicy,
 };
+use tokio::time::{Instant, sleep};
 
 use super::{
     certificate,
@@ -19,6 +20,8 @@ use crate::{
 
 /// How long the directory may take to look at our proofs, and then again to issue.
 const PATIENCE: Duration = Duration::from_mins(3);
+/// How long a refusal waits for what is still to be said of the other names.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// The longest token that is answered for; they have 43 characters.
 const TOKEN_BYTES: usize = 200;
 
@@ -132,11 +135,12 @@ async fn prove_one(
 /// What the directory saw instead of our proofs.
 async fn explain(order: &mut Order, problem: String) -> Failure {
     let mut details = Vec::new();
+    let deadline = Instant::now() + LAST_WORDS;
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
-        let name = authorization.identifier().to_string();
-        if let Ok(state) = authorization.refresh().await {
-            let errors = state.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
+        if settled(&mut authorization, deadline).await.is_ok() {
+            let name = authorization.identifier();
+            let errors = authorization.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
             details.extend(errors.map(|error| format!("{name}: {error}")));
         }
     }
@@ -144,6 +148,17 @@ async fn explain(order: &mut Order, problem: String) -> Failure {
         [] => Failure::new(Kind::Refused, problem),
         details => Failure::new(Kind::Challenge, details.join("; ")),
     }
+}
+
+/// The order ends with the first name that fails, when the others may still be looked at.
+async fn settled(
+    authorization: &mut AuthorizationHandle<'_>,
+    deadline: Instant,
+) -> Result<(), instant_acme::Error> {
+    while authorization.refresh().await?.status == AuthorizationStatus::Pending && Instant::now() < deadline {
+        sleep(Duration::from_millis(500)).await;
+    }
+    Ok(())
 }
 
 /// Proofs that are shown; they go when it is dropped.

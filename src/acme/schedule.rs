@@ -4,8 +4,12 @@
 //! failure, later and later: what went wrong with a thousand balancers at once must not become a thousand requests at
 //! once. Times are seconds since the epoch.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+/// How long the clock of this machine is trusted to go on as before: it may be set, or the machine sleep.
+const LONGEST_SLEEP: Duration = Duration::from_mins(10);
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
@@ -41,7 +45,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    pub(super) fn at(self) -> i64 {
+    fn at(self) -> i64 {
         match self {
             Step::Ask(at) | Step::Order(at) => at,
         }
@@ -49,7 +53,7 @@ impl Step {
 }
 
 /// What has to survive a restart, so that one is no way around the back-off.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Memory {
     /// Orders that failed, one after the other.
@@ -72,14 +76,24 @@ pub(super) fn renewal(life: Life, share: f64) -> i64 {
 }
 
 impl Memory {
+    /// What is due now, or else how long to wait before this is asked again. The clock may have been wrong until now.
+    pub(super) fn due(&mut self, now: i64, life: Option<Life>, share: f64) -> Result<Step, Duration> {
+        *self = self.sane(now);
+        let step = self.next(life, share);
+        match u64::try_from(step.at().saturating_sub(now)) {
+            Ok(0) | Err(_) => Ok(step),
+            Ok(left) => Err(Duration::from_secs(left).min(LONGEST_SLEEP)),
+        }
+    }
+
     /// What to do next for a certificate with this life; `None`: there is none that could be kept.
-    pub(super) fn next(&self, life: Option<Life>, share: f64) -> Step {
+    fn next(self, life: Option<Life>, share: f64) -> Step {
         let order = self.order_at(life, share);
         if life.is_some() && self.ask_at < order { Step::Ask(self.ask_at) } else { Step::Order(order) }
     }
 
     /// When the next order is due.
-    pub(super) fn order_at(&self, life: Option<Life>, share: f64) -> i64 {
+    pub(super) fn order_at(self, life: Option<Life>, share: f64) -> i64 {
         let Some(life) = life else { return self.not_before };
         // A directory that says nothing sensible must not let it run out.
         let latest = life.begin + (life.end - life.begin) / 10 * 9;
@@ -113,6 +127,13 @@ impl Memory {
         self.failures = self.failures.saturating_add(1);
         let wish = wish.unwrap_or(0).clamp(0, DAY);
         self.not_before = now + back_off(setback, self.failures, share).max(wish);
+    }
+
+    /// As it is kept while an order is under way: should the process end in the middle, and end again each time it is
+    /// started, the next orders come later and later all the same.
+    pub(super) fn trying(mut self, now: i64, share: f64) -> Self {
+        self.failed(now, Setback::Unreachable, None, share);
+        self
     }
 
     /// A certificate came in place of one with the life `old`.
@@ -173,6 +194,29 @@ mod tests {
         assert_eq!(asked().next(Some(LIFE), 0.0), Step::Order(1060 * DAY));
         let backwards = Life { begin: 10, end: 5 };
         assert_eq!(renewal(backwards, 0.5), 10);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_delays_nothing_once_it_is_right() {
+        let mut memory = asked();
+        memory.failed(NOW + 400 * DAY, Setback::Refused, None, 0.5);
+        let ran_out = Life { begin: NOW - 90 * DAY, end: NOW };
+        assert_eq!(memory.due(NOW, Some(ran_out), 0.5), Err(LONGEST_SLEEP));
+        assert!(memory.not_before < NOW + 2 * DAY, "{memory:?}");
+        assert_eq!(memory.due(memory.not_before - 5, None, 0.5), Err(Duration::from_secs(5)));
+        let due = memory.not_before;
+        assert_eq!(memory.due(due, Some(ran_out), 0.5), Ok(Step::Order(due)));
+    }
+
+    #[test]
+    fn orders_that_never_end_come_later_and_later() {
+        let mut memory = Memory::default();
+        let mut waits = Vec::new();
+        for _ in 0..3 {
+            memory = memory.trying(NOW, 0.5);
+            waits.push(memory.not_before - NOW);
+        }
+        assert_eq!(waits, [15, 30, 60]);
     }
 
     #[test]

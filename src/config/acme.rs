@@ -26,6 +26,8 @@ use super::{
 const STORAGE: &str = "/var/lib/portcullis/acme";
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const LETS_ENCRYPT_STAGING: &str = "https://acme-staging-v02.api.letsencrypt.org/directory";
+/// What the file of the account is called, so no certificate can be.
+const ACCOUNT: &str = "account";
 /// Larger files hold no key.
 const LARGEST_KEY: u64 = 4096;
 /// Shorter keys can be guessed.
@@ -217,6 +219,9 @@ fn domain(value: &DeValue<'_>) -> Outcome<String> {
         ));
     }
     let name = host(value).map_err(|inner| Refusal { help: inner.help, ..refusal() })?;
+    if name == ACCOUNT {
+        return Err(refusal().help("the storage keeps the account's key under that name"));
+    }
     let is_address = name.starts_with('[') || name.parse::<std::net::IpAddr>().is_ok();
     if is_address { Err(refusal().help("an address can't be a domain")) } else { Ok(name) }
 }

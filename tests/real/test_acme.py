@@ -1,7 +1,9 @@
 """Certificates from real ACME servers: obtained, renewed, kept; and what happens when the server is not there."""
 import re
+import socket
 import stat
 import time
+from types import SimpleNamespace
 
 import pytest
 from support.acme import Acme2certifier, Dns, Pebble, own_network, shown_certificate
@@ -198,7 +200,8 @@ def test_a_failed_order_is_remembered_over_a_restart(server, front):
     front.config.write_text(front.config.read_text().replace('"127.0.0.1:80"', '"127.0.0.1:8080"'))
     front.start()
     wait_for_orders(front, 1, "challenge_failed")
-    assert re.search("site.test.*(refused|connect)", warnings(front)[0])
+    for name in ("www.site.test", "site.test"):
+        assert re.search(f" {name}: .*(refused|connect)", warnings(front)[0]), "each name that failed is told"
     due = front.metrics().total("acme_next_order_timestamp_seconds", listener="https")
     assert 300 < due - time.time() < 660
     front.stop()
@@ -206,3 +209,15 @@ def test_a_failed_order_is_remembered_over_a_restart(server, front):
     wait_until(lambda: front.metrics().total("acme_failed_orders", listener="https") == 1, 5, "it remembers")
     assert front.metrics().total("acme_next_order_timestamp_seconds", listener="https") == due
     assert orders(front, "challenge_failed") == 0
+
+
+def test_who_is_killed_in_the_middle_of_an_order_does_not_order_at_once_again(front):
+    """The directory takes the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        front = front(SimpleNamespace(url=f"https://localhost:{silent.getsockname()[1]}/dir"))
+        with silent.accept()[0]:
+            front.process.kill()
+        front.start()
+        assert front.metrics().total("acme_failed_orders", listener="https") == 1
+        assert next_order(front) - time.time() > 5
