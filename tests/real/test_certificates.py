@@ -1,6 +1,9 @@
 """Certificates as openssl and curl see them: for each name, each client, and while they are exchanged."""
 import os
+import socket
+import ssl
 import subprocess
+import threading
 
 import pytest
 from support.clients import curl
@@ -96,6 +99,56 @@ def test_a_renewed_pair_is_shown_and_a_bad_one_is_not(portcullis, echo, authorit
     assert serial() == new
     assert "what was in force stays" in front.process.output()
     assert curl(f"{front.https_url}/echo", ca=authority.ca).status == 200
+
+
+class Handshakes(threading.Thread):
+    """Full handshakes without end, each verified; keeps the last serial number of each name, and what went wrong."""
+
+    def __init__(self, port: int, names: list[str], ca, version: ssl.TLSVersion):
+        super().__init__(daemon=True)
+        self.port, self.names = port, names
+        self.context = ssl.create_default_context(cafile=ca)
+        self.context.minimum_version = self.context.maximum_version = version
+        self.made, self.serials, self.lost = 0, {}, []
+        self.over = threading.Event()
+
+    def run(self):
+        while not self.over.is_set():
+            for name in self.names:
+                self.shake_hands(name)
+
+    def shake_hands(self, name: str):
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 10) as tcp:
+                with self.context.wrap_socket(tcp, server_hostname=name) as tls:
+                    self.serials[name] = int(tls.getpeercert()["serialNumber"], 16)
+                    self.made += 1
+        except OSError as error:
+            self.lost.append(error)
+
+
+def test_a_hundred_exchanges_under_load_lose_no_handshake(portcullis, echo, authority):
+    names = [f"site{number}.example" for number in range(10)]
+    issue = lambda: [authority.issue(name, f"DNS:{name}") for name in names]
+    issue()
+    files = ", ".join(f'{{{{ chain = "{authority.folder}/{name}.crt", key = "{authority.folder}/{name}.key" }}}}'
+                      for name in names)
+    front = portcullis(cluster("web", [echo.address]), listeners=LISTENERS.replace("%s", f"tls.certificates = [{files}]"))
+    loads = lambda: front.metrics().total("tls_file_loads_total", file="certificate", result="ok")
+    load = [Handshakes(front.https, names, authority.ca, version)
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)]
+    for each in load:
+        each.start()
+    for done in range(len(names), 101, len(names)):
+        issue()
+        wait_until(lambda: loads() >= done, 15, f"{done} exchanges")
+    serial = lambda name: int(openssl("x509", "-noout", "-serial", "-in", authority.folder / f"{name}.crt")[7:], 16)
+    expected = {name: serial(name) for name in names}
+    for each in load:
+        wait_until(lambda: each.serials == expected, 10, "the last of each is shown")
+        each.over.set()
+        each.join()
+        assert each.lost == [] and each.made > 100
 
 
 def test_a_client_certificate_is_asked_for_and_told(portcullis, echo, certs, authority):
