@@ -168,6 +168,7 @@ fn frames(c: &mut Criterion) {
         connection_window: 1 << 30,
         send_buffer: 64 << 10,
         head: LIMITS,
+        trailer_bytes: 16 << 10,
         frames: FrameLimits {
             resets: usize::MAX,
             control_frames: usize::MAX,

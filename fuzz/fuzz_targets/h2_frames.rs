@@ -26,6 +26,7 @@ const SETTINGS: Settings = Settings {
         fields: 40,
         underscores: Underscores::Drop,
     },
+    trailer_bytes: 2 << 10,
     frames: FrameLimits {
         resets: 3,
         control_frames: 4,

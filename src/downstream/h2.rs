@@ -16,7 +16,7 @@ use crate::{
     error::Reason,
     http::{
         deadline::Deadline,
-        h1::HeadLimits,
+        h1::RequestLimits,
         h2::{
             downstream::{Accepted, Connection, Settings},
             floods::FrameLimits,
@@ -39,7 +39,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     let view = worker.view();
     let limits = &view.config.listeners[client.listener].limits;
-    let settings = settings(limits, view.listeners[client.listener].limits.head);
+    let settings = settings(limits, view.listeners[client.listener].limits);
     let mut deadline = Deadline::default();
     let mut patience = Patience::new(&mut deadline);
     let preface = Wait::new(Reason::RequestTimeout, limits.handshake_timeout);
@@ -101,13 +101,14 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     }
 }
 
-fn settings(limits: &Limits, head: HeadLimits) -> Settings {
+fn settings(limits: &Limits, request: RequestLimits) -> Settings {
     Settings {
         streams: limits.h2_streams,
         stream_window: limits.h2_stream_window,
         connection_window: limits.h2_connection_window,
         send_buffer: limits.h2_send_buffer,
-        head,
+        head: request.head,
+        trailer_bytes: request.body.trailer_bytes,
         frames: FrameLimits {
             resets: limits.h2_client_resets,
             control_frames: limits.h2_control_frames,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::patience::{Indulgence, Patience, Wait};
 use crate::{
-    config::{Cluster, Limits},
+    config::{Cluster, Limits, Protocol},
     error::Reason,
     http::{
         exchange::{BodyError, Downstream, Exchange, Filled},
@@ -125,12 +125,15 @@ impl Failure {
 }
 
 impl Timeouts {
-    /// A gRPC exchange may be silent for long in either direction: it is timed like a tunnel.
+    /// A gRPC exchange may be silent for long in either direction: it is timed like a tunnel. What the client
+    /// calls gRPC is believed only where the backends speak HTTP/2, without which there is none: otherwise
+    /// a slow body would need no more than a field to hold a backend's connection.
     pub fn new(limits: &Limits, cluster: &Cluster, is_grpc: bool) -> Self {
         let tunnel = limits.tunnel_idle_timeout;
+        let may_be_silent = is_grpc && cluster.protocol == Protocol::H2;
         Timeouts {
-            body_idle: if is_grpc { tunnel } else { limits.body_idle_timeout },
-            body_rate: if is_grpc { 0 } else { limits.body_min_rate },
+            body_idle: if may_be_silent { tunnel } else { limits.body_idle_timeout },
+            body_rate: if may_be_silent { 0 } else { limits.body_min_rate },
             rate_grace: limits.body_rate_grace,
             write: limits.write_timeout,
             write_rate: limits.write_min_rate,

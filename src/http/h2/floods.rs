@@ -27,6 +27,9 @@ const REFRESH_BYTES: usize = 4 * 1024;
 /// Browsers say three times where a stream stands among the others, and where it went later.
 const PRIORITIES_A_STREAM: usize = 4;
 
+/// Frames of little data that may be on their way while we reset their stream: a chatty call's in a tenth of a second.
+const LATE_FRAMES: usize = 100;
+
 /// What a client may send.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameLimits {
@@ -50,14 +53,14 @@ pub enum Flood {
     Settings,
     Priorities,
     WindowUpdates,
-    /// DATA without data that does not end its stream.
+    /// DATA without data that does not end its stream, or with little for a stream that is over.
     EmptyData,
     /// Heads for which there is no room, or no stream any more.
     Heads,
     /// GOAWAY and what RFC 9113 doesn't know.
     Others,
     Continuations,
-    /// A head that does not end in time, or in a block that is worth decoding.
+    /// A head that does not end in time, or in a block that is worth decoding, or that stands for far more than it is.
     UnfinishedHead,
     LocalResets,
     /// Answers that it provokes and does not read.
@@ -119,6 +122,11 @@ impl Floods {
         self.credit(Flood::Priorities, PRIORITIES_A_STREAM);
         // PRIORITY_UPDATE (RFC 9218 §7.1).
         self.credit(Flood::Others, PRIORITIES_A_STREAM);
+    }
+
+    /// That we reset a stream explains what was on its way.
+    pub(super) fn explain_reset(&mut self) {
+        self.credit(Flood::EmptyData, LATE_FRAMES);
     }
 
     /// A DATA frame to the client explains what it says about it.

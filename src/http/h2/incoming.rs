@@ -6,6 +6,7 @@ use super::{
     floods::Flood,
     flow::ReceiveWindow,
     frame::{self, Code, Head, MAX_31, flag},
+    hpack::DecodeError,
     multiplexer::{Broken, Multiplexer, NewHead, Request},
     request::{Flaw, RequestReader, TrailerReader},
     streams::{Gone, Stream},
@@ -15,6 +16,9 @@ use crate::http::message::BodyLength;
 /// Memory of the heads that are not answered yet: a hundred of 10 KiB. A field that the client has sent
 /// once costs it a byte each time that it names it again (RFC 7541 §2.3).
 const HEADS_BYTES: usize = 1024 * 1024;
+
+/// DATA frames with less than this are counted where nobody waits for them: they cost more than their bytes.
+const WORTHWHILE: usize = 1024;
 
 impl Multiplexer {
     /// Takes a whole head: a request, or what follows a body.
@@ -45,7 +49,7 @@ impl Multiplexer {
         let mut head = new_head();
         let mut reader = RequestReader::new(&self.settings.head, &mut self.scratch, &mut head);
         let decoded = self.decoder.decode(block, |name, value| reader.field(name, value));
-        decoded.map_err(|_| Code::CompressionError)?;
+        decoded.map_err(undecodable)?;
         let verdict = reader.finish(ends);
         if verdict == Err(Flaw::Malformed) {
             return self.reset_for_client(id, Code::ProtocolError);
@@ -65,13 +69,13 @@ impl Multiplexer {
 
     /// The table has to follow every head, whatever becomes of it.
     fn skip_head(&mut self, block: &[u8]) -> Result<(), Broken> {
-        Ok(self.decoder.decode(block, |_, _| {}).map_err(|_| Code::CompressionError)?)
+        self.decoder.decode(block, |_, _| {}).map_err(undecodable)
     }
 
     fn take_trailers(&mut self, id: u32, ends: bool, block: &[u8], now: Instant) -> Result<(), Broken> {
-        let mut reader = TrailerReader::new(&self.settings.head);
+        let mut reader = TrailerReader::new(&self.settings.head, self.settings.trailer_bytes);
         let decoded = self.decoder.decode(block, |name, value| reader.field(name, value));
-        decoded.map_err(|_| Code::CompressionError)?;
+        decoded.map_err(undecodable)?;
         let Some(place) = self.streams.find(id) else {
             self.floods.count(Flood::Heads, now)?;
             return self.take_late_frame(id);
@@ -84,10 +88,21 @@ impl Multiplexer {
             return self.reset_for_client(id, Code::ProtocolError);
         }
         match reader.finish() {
-            Ok(fields) => stream.trailers = fields.map(Box::new),
+            Ok(None) => {}
+            Ok(Some(_)) if self.head_bytes >= HEADS_BYTES => {
+                return self.reset_for_client(id, Code::EnhanceYourCalm);
+            }
+            Ok(Some(fields)) => {
+                stream.trailer_bytes = fields.capacity();
+                self.head_bytes += fields.capacity();
+                stream.trailers = Some(Box::new(fields));
+            }
             Err(Flaw::Malformed) => return self.reset_for_client(id, Code::ProtocolError),
-            // The answer may still say so.
-            Err(Flaw::Refused(_)) => stream.gone = Some(Gone::TrailersTooLarge),
+            // The answer may still say so, and what was begun for it was begun for nothing, as with a reset.
+            Err(Flaw::Refused(_)) => {
+                stream.gone = Some(Gone::TrailersTooLarge);
+                self.floods.count_local_reset()?;
+            }
         }
         self.end_received(place);
         Ok(())
@@ -100,11 +115,12 @@ impl Multiplexer {
         let data = frame::without_padding(head, payload).ok_or(Code::ProtocolError)?;
         self.receive.receive(head.length).map_err(|_| Code::FlowControlError)?;
         let ends = head.has(flag::END_STREAM);
-        if data.is_empty() && !ends {
+        let place = self.streams.find(head.stream);
+        if data.is_empty() && !ends || place.is_none() && data.len() < WORTHWHILE {
             self.floods.count(Flood::EmptyData, now)?;
         }
         // What is kept goes back when it is consumed, the rest at once.
-        let kept = match self.streams.find(head.stream) {
+        let kept = match place {
             Some(place) => self.streams.at(place).take_data(data, head.length, ends),
             None => Err(None),
         };
@@ -114,7 +130,7 @@ impl Multiplexer {
                 if let Some(increment) = increment {
                     frame::write_window_update(self.output.bytes_mut(), head.stream, increment);
                 }
-                if ends && let Some(place) = self.streams.find(head.stream) {
+                if ends && let Some(place) = place {
                     self.end_received(place);
                 }
                 Ok(())
@@ -137,6 +153,7 @@ impl Multiplexer {
     fn end_received(&mut self, place: usize) {
         let stream = self.streams.at(place);
         stream.received_all = true;
+        stream.wake();
         if stream.sent_all {
             let id = stream.id;
             self.streams.close(id);
@@ -184,6 +201,7 @@ impl Multiplexer {
     pub(super) fn reset(&mut self, id: u32, code: Code) {
         self.streams.close(id);
         self.streams.remember_reset(id);
+        self.floods.explain_reset();
         frame::write_reset(self.output.bytes_mut(), id, code);
     }
 
@@ -197,6 +215,13 @@ impl Multiplexer {
         let unreleased = std::mem::take(&mut stream.unreleased);
         stream.wake();
         self.release(unreleased);
+    }
+}
+
+fn undecodable(error: DecodeError) -> Broken {
+    match error {
+        DecodeError::Bomb => Flood::UnfinishedHead.into(),
+        _ => Code::CompressionError.into(),
     }
 }
 

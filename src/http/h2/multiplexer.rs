@@ -26,6 +26,9 @@ const DRAIN_PING: [u8; 8] = *b"portclls";
 /// Heads of answers, and answers to control frames, that wait beside the data: a hundred of 10 KiB.
 const UNREAD_BYTES: usize = 1024 * 1024;
 
+/// A head that stands for so many times what we say is the most is no mistake: nobody reads it to its end.
+const HEAD_TIMES: usize = 4;
+
 /// Bounds of one connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -35,6 +38,7 @@ pub struct Settings {
     /// Response bytes of a stream that may wait to be written; of all together, four times as many.
     pub send_buffer: usize,
     pub head: HeadLimits,
+    pub trailer_bytes: usize,
     pub frames: FrameLimits,
     /// How long the client may take to read the last bytes.
     pub linger: std::time::Duration,
@@ -113,7 +117,7 @@ impl Multiplexer {
     pub fn new(settings: Settings) -> Self {
         let mut this = Multiplexer {
             floods: Floods::new(settings.frames),
-            decoder: Decoder::new(),
+            decoder: Decoder::bounded(HEAD_TIMES * list_bytes(&settings.head) as usize),
             encoder: Encoder::new(),
             scratch: Scratch::default(),
             streams: Streams::new(settings.streams),

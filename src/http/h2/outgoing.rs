@@ -152,7 +152,7 @@ impl Multiplexer {
     /// Ready when the client does not want the answer any more.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>, place: usize) -> Poll<()> {
         let stream = self.streams.at(place);
-        if stream.gone.is_some() {
+        if stream.is_gone() {
             return Poll::Ready(());
         }
         stream.wait(cx.waker());
@@ -173,9 +173,9 @@ impl Multiplexer {
     /// Nobody serves the stream any more.
     pub(super) fn leave(&mut self, place: usize) {
         let Some(stream) = self.streams.remove(place) else { return };
-        self.head_bytes -= stream.head_bytes;
+        self.head_bytes -= stream.head_bytes + stream.trailer_bytes;
         self.release(stream.unreleased);
-        if stream.gone.is_some_and(|gone| gone != Gone::TrailersTooLarge) || self.broken.is_some() {
+        if stream.is_gone() || self.broken.is_some() {
             return;
         }
         match (stream.sent_all, stream.received_all) {
@@ -247,11 +247,13 @@ impl Multiplexer {
 }
 
 impl Stream {
+    /// Whether nobody wants the answer any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.is_some_and(|gone| gone != Gone::TrailersTooLarge)
+    }
+
     fn check_sending(&self) -> io::Result<()> {
-        match self.gone {
-            Some(Gone::TrailersTooLarge) | None if !self.sent_all => Ok(()),
-            _ => Err(io::ErrorKind::BrokenPipe.into()),
-        }
+        if self.is_gone() || self.sent_all { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
     }
 }
 

@@ -3,6 +3,7 @@
 //! What breaks HTTP/2 itself is malformed, and its stream is reset; what breaks only a rule of ours, the
 //! same as for HTTP/1, is answered.
 
+use super::hpack::FIELD_OVERHEAD;
 use crate::{
     error::Reason,
     http::{
@@ -50,9 +51,6 @@ pub struct RequestReader<'r> {
     cookies: usize,
     length: Option<u64>,
 }
-
-/// What a field counts beside its bytes (RFC 9113 §6.5.2).
-const FIELD_OVERHEAD: usize = 32;
 
 const METHOD: u8 = 1;
 const SCHEME: u8 = 2;
@@ -280,6 +278,7 @@ pub(super) fn list_bytes(limits: &HeadLimits) -> u32 {
 #[derive(Debug)]
 pub struct TrailerReader<'r> {
     limits: &'r HeadLimits,
+    most: usize,
     fields: Fields,
     count: usize,
     bytes: usize,
@@ -287,11 +286,14 @@ pub struct TrailerReader<'r> {
 }
 
 impl<'r> TrailerReader<'r> {
-    pub fn new(limits: &'r HeadLimits) -> Self {
-        TrailerReader { limits, fields: Fields::default(), count: 0, bytes: 0, malformed: false }
+    /// For trailers of `most` bytes of names and values.
+    pub fn new(limits: &'r HeadLimits, most: usize) -> Self {
+        TrailerReader { limits, most, fields: Fields::default(), count: 0, bytes: 0, malformed: false }
     }
 
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
+        self.count += 1;
+        self.bytes += name.len() + value.len();
         if self.malformed || self.is_too_large() {
             return;
         }
@@ -299,9 +301,7 @@ impl<'r> TrailerReader<'r> {
             || !is_lower_case_name(name)
             || has_outer_blanks(value)
             || is_of_connection(FieldId::of(name), value);
-        self.count += 1;
-        self.bytes += name.len() + value.len();
-        if self.malformed || self.is_too_large() {
+        if self.malformed {
             return;
         }
         let id = self.fields.push(name, value);
@@ -311,12 +311,13 @@ impl<'r> TrailerReader<'r> {
     }
 
     fn is_too_large(&self) -> bool {
-        self.count > self.limits.fields || self.bytes > self.limits.head_bytes
+        self.count > self.limits.fields || self.bytes > self.most
     }
 
     /// Those that may pass on; the same rules as for HTTP/1.
     pub fn finish(self) -> Result<Option<Fields>, Flaw> {
-        if self.malformed {
+        let listed = self.bytes + self.count * FIELD_OVERHEAD;
+        if self.malformed || listed > list_bytes(self.limits) as usize {
             return Err(Flaw::Malformed);
         }
         if self.is_too_large() {
@@ -561,7 +562,7 @@ mod tests {
     #[test]
     fn trailers_follow_the_rules_of_fields() {
         let read = |fields: &[(&str, &str)]| {
-            let mut reader = TrailerReader::new(&LIMITS);
+            let mut reader = TrailerReader::new(&LIMITS, 30);
             for (name, value) in fields {
                 reader.field(name.as_bytes(), value.as_bytes());
             }
@@ -577,6 +578,12 @@ mod tests {
         }
         assert_eq!(read(&[("x", "y"); 10]), Ok(Some(10)));
         assert_eq!(read(&[("x", "y"); 11]), Err(Flaw::Refused(Reason::HeadTooLarge)));
+        let long = |bytes: usize| "y".repeat(bytes - 1);
+        assert_eq!(read(&[("x", &long(30))]), Ok(Some(1)));
+        assert_eq!(read(&[("x", &long(31))]), Err(Flaw::Refused(Reason::HeadTooLarge)));
+        let most = list_bytes(&LIMITS) as usize - FIELD_OVERHEAD;
+        assert_eq!(read(&[("x", &long(most))]), Err(Flaw::Refused(Reason::HeadTooLarge)));
+        assert_eq!(read(&[("x", &long(most + 1))]), Err(Flaw::Malformed), "more than we say is the most");
     }
 
     #[test]

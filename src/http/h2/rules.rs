@@ -17,7 +17,7 @@ use super::{
         MAX_DATA, MAX_PAYLOAD,
     },
     multiplexer::{Broken, Multiplexer, Settings},
-    request::Flaw,
+    request::{Flaw, list_bytes},
     streams::Gone,
 };
 use crate::{
@@ -58,6 +58,7 @@ const LIMITS: Settings = Settings {
         fields: 20,
         underscores: Underscores::Drop,
     },
+    trailer_bytes: 2048,
     frames: FrameLimits {
         resets: 5,
         control_frames: 10,
@@ -971,5 +972,90 @@ proptest! {
         for bytes in [bytes, mutated] {
             prop_assert_eq!(outcome(bytes.chunks(piece)), outcome([&bytes[..]].into_iter()));
         }
+    }
+}
+
+#[test]
+fn trailers_wake_whoever_waits_for_the_end_of_a_body() {
+    for trailers in [&b"\0\x05x-sum\x011"[..], &b"\x90".repeat(21)] {
+        let mut multiplexer = after(&[post(1, None)]);
+        let place = accept(&mut multiplexer);
+        let woken = std::sync::Arc::<Woken>::default();
+        let waiting = multiplexer.poll_body(&mut Context::from_waker(&waker(woken.clone())), place);
+        assert!(waiting.is_pending() && !woken.take());
+        take(&mut multiplexer, &frame(HEADERS, WHOLE, 1, trailers));
+        assert!(woken.take(), "{trailers:?}");
+        assert!(multiplexer.poll_body(&mut idle(), place).is_ready());
+    }
+}
+
+#[test]
+fn trailers_that_are_too_large_count_as_resets_that_the_client_provokes() {
+    let mut multiplexer = after(&[]);
+    for id in (1..).step_by(2) {
+        take(&mut multiplexer, &[post(id, None), frame(HEADERS, WHOLE, id, &b"\x90".repeat(21))].concat());
+        if multiplexer.broken.is_some() {
+            assert_eq!(id as usize, 2 * LIMITS.frames.local_resets + 1);
+            break;
+        }
+        let place = accept(&mut multiplexer);
+        assert!(multiplexer.poll_gone(&mut idle(), place).is_pending(), "it may still be answered");
+        multiplexer.leave(place);
+    }
+    assert_eq!(multiplexer.flood(), Some(Flood::LocalResets));
+}
+
+#[test]
+fn a_block_that_stands_for_far_more_than_may_be_is_not_read_to_its_end() {
+    // A long name in the table, and then again and again with another value.
+    let bomb = [&b"\x40\x7f\xf1\x0e"[..], &[b'a'; 2032], b"\0", &b"\x7e\0".repeat(4000)].concat();
+    let bomb = |id| frame(HEADERS, WHOLE, id, &bomb);
+    for frames in [vec![bomb(1)], vec![post(1, None), bomb(1)], vec![get(1), bomb(1)]] {
+        assert_eq!(after(&frames).flood(), Some(Flood::UnfinishedHead));
+    }
+    // `accept-encoding: gzip, deflate` counts 60 bytes.
+    let fields = 4 * list_bytes(&LIMITS.head) as usize / 60;
+    let just_under = frame(HEADERS, WHOLE, 1, &b"\x90".repeat(fields));
+    assert_eq!(resets(&mut after(&[just_under])), [(1, ProtocolError as u32)]);
+}
+
+#[test]
+fn trailers_have_room_within_that_of_heads() {
+    let streams = 400;
+    let head = HeadLimits { head_bytes: 32 << 10, fields: 100, ..LIMITS.head };
+    let frames = FrameLimits { local_resets: 1000, control_frames: 1000, ..LIMITS.frames };
+    let mut multiplexer =
+        Multiplexer::new(Settings { streams, head, frames, trailer_bytes: 16 << 10, ..LIMITS });
+    take(&mut multiplexer, &settings(&[]));
+    let insert = [&b"\x40\x01a\x7f\x91\x1b"[..], &[b'x'; 3600]].concat();
+    let (mut memory, mut places) = (0, Vec::new());
+    for id in (1..).step_by(2).take(streams as usize) {
+        let trailers = if id == 1 { insert.clone() } else { b"\xbe".repeat(4) };
+        take(&mut multiplexer, &[post(id, None), frame(HEADERS, WHOLE, id, &trailers)].concat());
+        let Some(request) = multiplexer.requests.pop_front() else { break };
+        let stream = multiplexer.streams.at(request.place);
+        memory += stream.trailers.as_ref().map_or(0, |fields| fields.capacity());
+        places.push(request.place);
+    }
+    assert_eq!(multiplexer.broken, None);
+    assert!(memory > 500 << 10 && memory < (1 << 20) + (64 << 10), "{memory}");
+    assert!(!resets(&mut multiplexer).is_empty());
+    places.into_iter().for_each(|place| multiplexer.leave(place));
+    assert_eq!(multiplexer.head_bytes, 0);
+}
+
+#[test]
+fn small_frames_for_a_stream_that_is_over_are_counted() {
+    for (payload, flags) in [(&b""[..], END_STREAM), (b"", 0), (b"x", 0)] {
+        let late = frame(DATA, flags, 1, payload);
+        let reset = [get(1), frame(DATA, 0, 1, b"not asked for")];
+        let mut multiplexer = after(&reset);
+        let mut taken = 0;
+        while multiplexer.broken.is_none() && taken < 10_000 {
+            take(&mut multiplexer, &late);
+            taken += 1;
+        }
+        assert_eq!(multiplexer.flood(), Some(Flood::EmptyData), "{payload:?}");
+        assert!((100..120).contains(&taken), "{taken}: what is on its way is no fault");
     }
 }

@@ -32,7 +32,7 @@ impl Stream {
 
     /// Whether the client has taken its request back already.
     pub fn is_gone(&self) -> bool {
-        self.multiplexer.borrow().streams.get(self.place).gone.is_some()
+        self.multiplexer.borrow().streams.get(self.place).is_gone()
     }
 }
 

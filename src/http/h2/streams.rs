@@ -53,6 +53,8 @@ pub(super) struct Stream {
     pub queued_since: u64,
     /// Memory of its head, until the answer begins.
     pub head_bytes: usize,
+    /// Memory of its trailers, to its end.
+    pub trailer_bytes: usize,
     pub waker: Option<Waker>,
 }
 
@@ -74,6 +76,7 @@ impl Stream {
             queued: 0,
             queued_since: 0,
             head_bytes: 0,
+            trailer_bytes: 0,
             waker: None,
         }
     }

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 
-use super::{DEFAULT_TABLE_BYTES, huffman, integer, static_table::STATIC, table::Table};
+use super::{DEFAULT_TABLE_BYTES, FIELD_OVERHEAD, huffman, integer, static_table::STATIC, table::Table};
 
 thread_local! {
     /// The texts of one field at a time; grows with the longest string, never shrinks. A block that its
@@ -27,12 +27,16 @@ pub enum DecodeError {
     Huffman,
     /// A table size that is too large, or not at the start of a block.
     TableSize,
+    /// The fields are more than the decoder was made for.
+    Bomb,
 }
 
 /// One direction of a connection.
 #[derive(Debug)]
 pub struct Decoder {
     table: Table,
+    /// What one block may stand for: names, values and 32 bytes more for each field.
+    most: usize,
 }
 
 impl Default for Decoder {
@@ -44,7 +48,13 @@ impl Default for Decoder {
 impl Decoder {
     /// For a peer that was told of no other table size than the default.
     pub fn new() -> Decoder {
-        Decoder { table: Table::new(DEFAULT_TABLE_BYTES) }
+        Decoder::bounded(usize::MAX)
+    }
+
+    /// The same; gives a block up once its fields are larger than `most` bytes, each with 32 more (RFC 9113
+    /// §6.5.2).
+    pub fn bounded(most: usize) -> Decoder {
+        Decoder { table: Table::new(DEFAULT_TABLE_BYTES), most }
     }
 
     /// Calls `field(name, value)` for each field of a whole header block, in order. The table stays right
@@ -52,13 +62,18 @@ impl Decoder {
     ///
     /// Cost: no allocation in the long run; time by the length of the block, and of the names that go into
     /// the table. A block of n bytes can stand for n fields, each nearly as large as the table: with 4 KiB
-    /// of it, 4,064 bytes for one, or 2,032 bytes of name to be copied for one. The caller bounds n, and
-    /// what it keeps: 32 KiB of the worst take about 9 ms.
+    /// of it, 4,064 bytes for one, or 2,032 bytes of name to be copied for one: 32 KiB of the worst take about
+    /// 9 ms where the decoder is not [`bounded`](Self::bounded). The caller bounds n, and what it keeps.
     ///
     /// That a field must never be indexed on the next hop (RFC 7541 §6.2.3) is not passed on.
     pub fn decode(&mut self, block: &[u8], mut field: impl FnMut(&[u8], &[u8])) -> Result<(), DecodeError> {
         let mut text = TEXT.take();
-        let result = self.decode_with(block, &mut text, &mut field);
+        let left = Cell::new(self.most);
+        let mut counted = |name: &[u8], value: &[u8]| {
+            left.set(left.get().saturating_sub(name.len() + value.len() + FIELD_OVERHEAD));
+            field(name, value);
+        };
+        let result = self.decode_with(block, &mut text, &mut counted, &left);
         TEXT.set(text);
         result
     }
@@ -73,10 +88,14 @@ impl Decoder {
         block: &[u8],
         text: &mut Vec<u8>,
         field: &mut impl FnMut(&[u8], &[u8]),
+        left: &Cell<usize>,
     ) -> Result<(), DecodeError> {
         let mut rest = Rest(block);
         self.resize(&mut rest)?;
         while let Some(first) = rest.0.first() {
+            if left.get() == 0 {
+                return Err(DecodeError::Bomb);
+            }
             match first {
                 0x80.. => {
                     let (name, value) = self.indexed(rest.integer(7)?)?;

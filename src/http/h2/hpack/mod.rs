@@ -20,5 +20,7 @@ mod table;
 pub use decoder::{DecodeError, Decoder};
 pub use encoder::Encoder;
 
+/// What each field counts besides its name and value (RFC 7541 §4.1, RFC 9113 §6.5.2).
+pub const FIELD_OVERHEAD: usize = 32;
 /// What a table holds before SETTINGS say otherwise (RFC 9113 §6.5.2).
 const DEFAULT_TABLE_BYTES: usize = 4096;

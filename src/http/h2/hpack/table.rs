@@ -7,8 +7,7 @@
 
 use std::collections::VecDeque;
 
-/// What a field counts beside its bytes (RFC 7541 §4.1).
-const OVERHEAD: usize = 32;
+use super::FIELD_OVERHEAD;
 
 #[derive(Debug)]
 pub struct Table {
@@ -45,7 +44,7 @@ impl Table {
         if self.bytes.capacity() > 2 * max_size {
             self.close_up();
             self.bytes.shrink_to(2 * max_size);
-            self.entries.shrink_to(max_size / OVERHEAD);
+            self.entries.shrink_to(max_size / FIELD_OVERHEAD);
         }
     }
 
@@ -76,7 +75,7 @@ impl Table {
 
     /// What a field takes of a table (RFC 7541 §4.1).
     pub fn size_of(name: &[u8], value: &[u8]) -> usize {
-        name.len() + value.len() + OVERHEAD
+        name.len() + value.len() + FIELD_OVERHEAD
     }
 
     /// The number of the field that was put in last.
@@ -99,7 +98,7 @@ impl Table {
     /// Finds room in memory for a field that the table can hold.
     fn begin_insert(&mut self, name_len: usize, value_len: usize) -> bool {
         let bytes = name_len + value_len;
-        if bytes + OVERHEAD > self.max_size {
+        if bytes + FIELD_OVERHEAD > self.max_size {
             self.entries.clear();
             self.bytes.clear();
             self.size = 0;
@@ -118,7 +117,7 @@ impl Table {
     fn end_insert(&mut self, name_len: usize, value: &[u8]) {
         let start = self.bytes.len() - name_len;
         self.bytes.extend_from_slice(value);
-        self.size += name_len + value.len() + OVERHEAD;
+        self.size += name_len + value.len() + FIELD_OVERHEAD;
         let entry =
             Entry { start: offset(start), name_len: offset(name_len), value_len: offset(value.len()) };
         self.entries.push_front(entry);
@@ -130,7 +129,7 @@ impl Table {
         while self.size > self.max_size
             && let Some(oldest) = self.entries.pop_back()
         {
-            self.size -= oldest.name_len as usize + oldest.value_len as usize + OVERHEAD;
+            self.size -= oldest.name_len as usize + oldest.value_len as usize + FIELD_OVERHEAD;
         }
     }
 
@@ -169,7 +168,7 @@ mod tests {
 
     #[test]
     fn evicts_the_oldest_for_a_new_one() {
-        let mut table = Table::new(2 * (OVERHEAD + 2));
+        let mut table = Table::new(2 * (FIELD_OVERHEAD + 2));
         table.insert(b"a", b"1");
         table.insert(b"b", b"2");
         assert_eq!(fields(&table), ["b: 2", "a: 1"]);
@@ -183,7 +182,7 @@ mod tests {
 
     #[test]
     fn is_emptied_by_a_field_that_is_larger_than_itself() {
-        let mut table = Table::new(OVERHEAD + 4);
+        let mut table = Table::new(FIELD_OVERHEAD + 4);
         table.insert(b"a", b"123");
         assert_eq!(fields(&table), ["a: 123"]);
         table.insert(b"b", b"1234");
@@ -196,7 +195,7 @@ mod tests {
 
     #[test]
     fn takes_the_name_of_a_field_that_goes() {
-        let mut table = Table::new(OVERHEAD + 10);
+        let mut table = Table::new(FIELD_OVERHEAD + 10);
         for round in 0..100 {
             table.insert(b"name", b"old");
             table.insert_named_as(0, b"newer");
@@ -210,9 +209,9 @@ mod tests {
         for value in [b"1", b"2", b"3"] {
             table.insert(b"a", value);
         }
-        table.set_max_size(2 * (OVERHEAD + 2));
+        table.set_max_size(2 * (FIELD_OVERHEAD + 2));
         assert_eq!(fields(&table), ["a: 3", "a: 2"]);
-        table.set_max_size(2 * (OVERHEAD + 2) - 1);
+        table.set_max_size(2 * (FIELD_OVERHEAD + 2) - 1);
         assert_eq!(fields(&table), ["a: 3"]);
         table.set_max_size(0);
         table.insert(b"", b"");
@@ -224,7 +223,7 @@ mod tests {
 
     #[test]
     fn finds_fields_by_number_until_they_go() {
-        let mut table = Table::new(2 * (OVERHEAD + 2));
+        let mut table = Table::new(2 * (FIELD_OVERHEAD + 2));
         assert_eq!(table.index_of(table.newest()), None);
         table.insert(b"a", b"1");
         let first = table.newest();
@@ -269,7 +268,7 @@ mod tests {
     fn insert(model: &mut Vec<(Vec<u8>, Vec<u8>)>, max_size: usize, field: Option<(Vec<u8>, Vec<u8>)>) {
         model.splice(0..0, field);
         let size = |model: &[(Vec<u8>, Vec<u8>)]| {
-            model.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD).sum::<usize>()
+            model.iter().map(|(name, value)| name.len() + value.len() + FIELD_OVERHEAD).sum::<usize>()
         };
         while size(model) > max_size {
             model.pop();
@@ -302,7 +301,7 @@ mod tests {
                 }
                 prop_assert_eq!(table.get(model.len()), None);
                 prop_assert!(table.bytes.capacity() <= 2 * MOST, "{}", table.bytes.capacity());
-                prop_assert!(table.entries.capacity() <= 2 * MOST / OVERHEAD, "{}", table.entries.capacity());
+                prop_assert!(table.entries.capacity() <= 2 * MOST / FIELD_OVERHEAD, "{}", table.entries.capacity());
             }
         }
     }
