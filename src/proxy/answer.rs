@@ -87,6 +87,7 @@ async fn send<D: Downstream>(
 ) {
     flight.add_hsts(&mut head);
     let is_head = flight.head.method == http::Method::HEAD;
+    flight.head.forget_fields();
     let skipped = poll_fn(|cx| Poll::Ready(skip_body(cx, down))).await;
     if !skipped || flight.worker.is_draining() {
         down.close_after_reply();

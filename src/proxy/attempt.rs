@@ -9,7 +9,7 @@ use super::{
     flight::Flight,
     forward,
     patience::Patience,
-    relay::{Failure, Processed, Relay, Respond, Timeouts},
+    relay::{Failure, Processed, Relay, Respond, Timeouts, UploadRules},
     view::{BackendView, ClusterView},
 };
 use crate::{
@@ -249,7 +249,12 @@ async fn exchange<D: Downstream, U: Respond>(
     let limits = &view.config.listeners[flight.client.listener].limits;
     let timeouts = Timeouts::new(limits, config, is_grpc(flight.head));
     patience.tell(counted.sent);
-    let mut relay = Relay::new(down, up, patience, timeouts, (limits.body_bytes, counted.sent));
+    let rules = UploadRules {
+        most: limits.body_bytes,
+        dropped: &view.config.listeners[flight.client.listener].identity_fields,
+        started: counted.sent,
+    };
+    let mut relay = Relay::new(down, up, patience, timeouts, rules);
     let result = relay.response(flight.head, response).await;
     flight.bytes_in = relay.bytes_in();
     if let Err(failure) = result {
@@ -263,9 +268,11 @@ async fn exchange<D: Downstream, U: Respond>(
     }
     response.fields.retain(|id, _| id != FieldId::XPortcullisReason);
     flight.head.forget_fields();
+    // Who answers before it has the body may never read it, and then takes its rest for the next request.
+    let in_order = relay.upload_complete();
     let result = respond(flight, &mut relay, response).await;
     (flight.bytes_in, flight.bytes_out) = (relay.bytes_in(), relay.bytes_out());
-    let complete = relay.upload_complete() && response.status != StatusCode::SWITCHING_PROTOCOLS;
+    let complete = in_order && response.status != StatusCode::SWITCHING_PROTOCOLS;
     // Most bodies come with their head: then the clock need not be read again.
     let ended = if relay.body_waited() { Instant::now() } else { counted.sent + took };
     match result {

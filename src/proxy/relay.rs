@@ -10,10 +10,11 @@ use tokio::time::Instant;
 
 use super::patience::{Indulgence, Patience, Wait};
 use crate::{
-    config::{Cluster, Limits, Protocol},
+    config::{Cluster, IdentityFields, Limits, Protocol},
     error::Reason,
     http::{
         exchange::{BodyError, Downstream, Exchange, Filled},
+        fields::Fields,
         h1, h2,
         message::{BodyLength, RequestHead, ResponseHead},
     },
@@ -78,6 +79,16 @@ pub enum Processed {
     No,
 }
 
+/// What holds for the body of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct UploadRules<'r> {
+    /// `body_bytes` of the listener.
+    pub most: Option<u64>,
+    /// Trailers that are not passed on, whoever sends them.
+    pub dropped: &'r IdentityFields,
+    pub started: Instant,
+}
+
 /// A request's two bodies in transit.
 #[derive(Debug)]
 pub struct Relay<'r, 'd, D, U> {
@@ -87,9 +98,7 @@ pub struct Relay<'r, 'd, D, U> {
     timeouts: Timeouts,
     upload: Direction,
     download: Direction,
-    /// `body_bytes` of the listener.
-    upload_limit: Option<u64>,
-    started: Instant,
+    rules: UploadRules<'r>,
     /// The backend stopped reading the request; its response decides what that means.
     upload_refused: bool,
     /// The client holds its body back until the backend says 100.
@@ -144,6 +153,18 @@ impl Timeouts {
     }
 }
 
+impl UploadRules<'_> {
+    /// The trailers without those that are dropped; `None`: there are none of those.
+    fn purge(&self, trailers: &Fields) -> Option<Fields> {
+        let mut names = trailers.iter().map(|(_, name, _)| name);
+        names.any(|name| self.dropped.holds(name)).then(|| {
+            let mut purged = trailers.clone();
+            purged.retain(|_, name| !self.dropped.holds(name));
+            purged
+        })
+    }
+}
+
 impl Direction {
     fn new() -> Self {
         Direction { bytes: 0, moved: false, waits_for: WaitsFor::Source, ended: false }
@@ -155,9 +176,10 @@ impl Direction {
         cx: &mut Context<'_>,
         source: &mut A,
         sink: &mut B,
-        limit: u64,
+        rules: Option<&UploadRules<'_>>,
     ) -> Poll<Result<(), Broken>> {
         self.moved = false;
+        let limit = rules.and_then(|rules| rules.most).unwrap_or(u64::MAX);
         while !self.ended {
             self.waits_for = WaitsFor::Source;
             let Poll::Ready(filled) = source.poll_fill(cx) else {
@@ -179,7 +201,10 @@ impl Direction {
                     }
                 }
                 Filled::End => {
-                    ready!(sink.poll_finish(cx, source.trailers())).map_err(|_| Broken::Sink)?;
+                    let trailers = source.trailers();
+                    let purged = rules.zip(trailers).and_then(|(rules, trailers)| rules.purge(trailers));
+                    let trailers = purged.as_ref().or(trailers).filter(|trailers| !trailers.is_empty());
+                    ready!(sink.poll_finish(cx, trailers)).map_err(|_| Broken::Sink)?;
                     self.ended = true;
                 }
             }
@@ -194,7 +219,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
         up: &'r mut U,
         patience: &'r mut Patience<'d>,
         timeouts: Timeouts,
-        (upload_limit, started): (Option<u64>, Instant),
+        rules: UploadRules<'r>,
     ) -> Self {
         Relay {
             down,
@@ -203,8 +228,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             timeouts,
             upload: Direction::new(),
             download: Direction::new(),
-            upload_limit,
-            started,
+            rules,
             upload_refused: false,
             awaits_continue: false,
             body_waited: false,
@@ -249,7 +273,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
     async fn pass_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         if head.status == http::StatusCode::CONTINUE {
             self.awaits_continue = false;
-            self.started = Instant::now();
+            self.rules.started = Instant::now();
         }
         self.down.send_interim(head).map_err(|_| Reason::ClientClosed)?;
         let wait = Wait::new(Reason::WriteTimeout, self.timeouts.write);
@@ -284,8 +308,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             self.upload.moved = false;
             return Poll::Ready(Ok(()));
         }
-        let limit = self.upload_limit.unwrap_or(u64::MAX);
-        match ready!(self.upload.poll(cx, self.down, self.up, limit)) {
+        match ready!(self.upload.poll(cx, self.down, self.up, Some(&self.rules))) {
             Ok(()) => Poll::Ready(Ok(())),
             Err(Broken::Sink) => {
                 self.upload_refused = true;
@@ -315,7 +338,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
     /// When the bytes that came so far fall below the minimum rate, should no more come.
     fn rate_floor(&self) -> Option<Instant> {
         let earned = self.upload.bytes.checked_div(self.timeouts.body_rate)?;
-        Some(self.started + self.timeouts.rate_grace + Duration::from_secs(earned))
+        Some(self.rules.started + self.timeouts.rate_grace + Duration::from_secs(earned))
     }
 
     /// Sends the response's body to the client; the head was sent.
@@ -327,7 +350,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             // The response goes on whatever the upload waits for; once that is over, this only says
             // that nothing of it moved.
             let _ = self.poll_upload(cx)?;
-            match self.download.poll(cx, self.up, self.down, u64::MAX) {
+            match self.download.poll(cx, self.up, self.down, None) {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(response_broken(&broken))),
                 Poll::Pending => self.body_waited = true,
@@ -361,8 +384,8 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
         self.upload = Direction::new();
         let wait = Wait::new(Reason::TunnelIdle, self.timeouts.tunnel);
         poll_fn(|cx| {
-            let up = self.upload.poll(cx, self.down, self.up, u64::MAX);
-            let down = self.download.poll(cx, self.up, self.down, u64::MAX);
+            let up = self.upload.poll(cx, self.down, self.up, None);
+            let down = self.download.poll(cx, self.up, self.down, None);
             match (up, down) {
                 (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => {
                     return Poll::Ready(Ok(()));

@@ -4,9 +4,9 @@
 //! the rest grow old and are let go. What has not been needed for a while lies at the bottom, so the
 //! age of an entry tells how many were in use of late, and nothing has to be counted.
 
-use std::{sync::Arc, task::Context, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Context, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{task::unconstrained, time::Instant};
 
 use crate::{
     http::{h1, h2},
@@ -159,9 +159,13 @@ impl Pool {
 
 /// Asks the runtime, which has seen every event up to now, without a system call; the next request
 /// registers its own waker.
+///
+/// Out of the runtime's budget: a task that has done much in one turn is told that nothing is ready, and a connection
+/// with a stray answer on it would pass for a quiet one.
 fn is_usable(lease: &mut Lease) -> bool {
     let mut cx = Context::from_waker(std::task::Waker::noop());
-    lease.connection.poll_unusable(&mut cx).is_pending()
+    let unusable = poll_fn(|cx| lease.connection.poll_unusable(cx));
+    pin!(unconstrained(unusable)).poll(&mut cx).is_pending()
 }
 
 #[cfg(test)]
@@ -318,6 +322,25 @@ mod tests {
         assert_eq!(pool.idle(), 1);
         assert!(pool.take(now + LONG, LONG).is_none());
         assert_eq!(pool.idle(), 0);
+    }
+
+    #[tokio::test]
+    async fn notices_it_within_a_turn_in_which_much_was_done() {
+        let peer = Peer::new().await;
+        let mut pool = Pool::default();
+        let (lease, _, mut theirs) = peer.lease().await;
+        pool.give(lease, Instant::now(), Some(8));
+        theirs.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
+        // Until the runtime has heard of it.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let taken = poll_fn(|cx| {
+            // WHY: whatever it takes of the budget is wanted, and nothing else.
+            while pin!(tokio::task::coop::consume_budget()).poll(cx).is_ready() {}
+            std::task::Poll::Ready(pool.take(Instant::now(), LONG))
+        });
+        assert!(taken.await.is_none());
     }
 
     #[tokio::test]

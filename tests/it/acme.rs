@@ -82,9 +82,10 @@ fn shows_the_stored_certificate_without_asking_for_another() {
 
 #[test]
 fn a_damaged_certificate_is_like_none() {
-    let folder = tempfile::tempdir().unwrap();
     let leaf = TRUSTED.issue(&[NAME]);
     for damaged in ["", "-----BEGIN", &leaf.chain, &leaf.key] {
+        // Of its own: the one before may still be writing down what it has tried.
+        let folder = tempfile::tempdir().unwrap();
         store(folder.path(), &format!("{NAME}.pem"), damaged);
         store(folder.path(), &format!("{NAME}.json"), "{ damaged");
         let engine = setup(folder.path()).start();

@@ -5,6 +5,7 @@ use crate::support::{
     client::{Client, fields},
     engine::{Engine, Setup},
     h2::{H2, H2Backend, block_on, one, request},
+    raw_h2::RawH2,
     until,
 };
 
@@ -191,6 +192,40 @@ fn drops_identities_in_trailers_whoever_sends_them() {
     assert_eq!(client.response("POST").status, 200);
     let seen = backend.received(0);
     assert!(seen.contains("x-kept: 1") && !seen.contains("claimed"), "{seen}");
+}
+
+#[test]
+fn drops_identities_of_the_list_in_trailers_too() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address]).top("identity_fields = [\"x-tenant\"]").start();
+    let mut client = Client::plain(engine.plain);
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.send("3\r\nabc\r\n0\r\nX-Tenant: claimed\r\nx-kept: 1\r\nx.tenant: claimed\r\n\r\n");
+    assert_eq!(client.response("POST").status, 200);
+    let seen = backend.received(0);
+    assert!(seen.contains("x-kept: 1") && !seen.contains("claimed"), "{seen}");
+}
+
+/// A proxy in front says behind the client's own word who the client is: of half a head only the client's is left.
+#[test]
+fn a_head_that_was_refused_names_no_client() {
+    let backend = Backend::echo();
+    let engine = Setup::new(&[backend.address]).top("trusted_proxies = [\"127.0.0.1\"]").start();
+    let mut client = Client::plain(engine.plain);
+    client.send(
+        "GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 198.51.100.7\r\nexpect: x\r\nx-forwarded-for: 203.0.113.5\r\n\r\n",
+    );
+    assert_eq!(client.response("GET").status, 400);
+    let mut over_h2 = RawH2::connect(engine.tls);
+    let start = [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/")];
+    let (theirs, ours) = (("x-forwarded-for", "198.51.100.7"), ("x-forwarded-for", "203.0.113.5"));
+    over_h2.headers(1, true, &[&start[..], &[theirs], &[("x-a", "b"); 101], &[ours]].concat());
+    engine.until("both are on record", |metrics| metrics.requests() == 2);
+    drop((client, over_h2));
+    engine.settled();
+    for line in engine.stop() {
+        assert_eq!(line["client_ip"], "127.0.0.1", "{line}");
+    }
 }
 
 #[test]

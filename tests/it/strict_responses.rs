@@ -244,6 +244,24 @@ fn does_not_reuse_a_connection_whose_request_was_answered_early() {
 }
 
 #[test]
+fn does_not_reuse_it_either_where_the_body_ends_before_the_response_does() {
+    let backend = Backend::new(|conversation| {
+        while conversation.head().is_some() {
+            conversation.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nea");
+            conversation.take(20_000);
+            conversation.send("rly");
+        }
+    });
+    let engine = Engine::new(backend.address);
+    let mut client = Client::plain(engine.plain);
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 20000\r\n\r\n");
+    assert!(client.head().starts_with("HTTP/1.1 200"));
+    client.send(vec![b'x'; 20_000]);
+    assert_eq!(client.take(5), b"early");
+    backend.until_closed(1);
+}
+
+#[test]
 fn removes_what_belongs_to_the_backends_connection() {
     let backend = Backend::answering(
         "HTTP/1.1 200 OK\r\nConnection: x-hop, keep-alive\r\nX-Hop: a\r\nKeep-Alive: timeout=5\r\n\

@@ -82,7 +82,14 @@ fn fill<'b>(
         return Err(Reason::HeadTooLarge);
     }
     out.version = if minor == 1 { Version::Http11 } else { Version::Http10 };
-    let said = collect(lines, request.headers, limits, out)?;
+    let said = match collect(lines, request.headers, limits, out) {
+        Ok(said) => said,
+        Err(reason) => {
+            // The first fields may name another client than all of them.
+            out.fields.clear();
+            return Err(reason);
+        }
+    };
     out.method = target::parse_method(method.as_bytes())?;
     out.body = body_length(&said.length, out)?;
     settle(&said, request.headers, out);

@@ -240,6 +240,10 @@ impl<'r> RequestReader<'r> {
         if self.malformed || excessive || self.pseudo & !AUTHORITY != needed {
             return Err(Flaw::Malformed);
         }
+        if self.too_large {
+            // They are not all: the first ones may name another client.
+            self.head.fields.clear();
+        }
         if self.pseudo & AUTHORITY == 0 && !self.host {
             self.refusals[1].get_or_insert(Reason::BadRequest);
         }
