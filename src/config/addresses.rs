@@ -158,8 +158,36 @@ pub(super) fn path_prefix(value: &DeValue<'_>) -> Outcome<String> {
     if text.contains("//") || text.split('/').any(dots) {
         return Err(Refusal::new("a path without empty, \".\" or \"..\" segments"));
     }
+    let canonical = canonical(&text).ok_or_else(|| {
+        Refusal::new("a path in which each \"%\" begins an octet").help("write \"%25\" for \"%\" itself")
+    })?;
+    if canonical != text {
+        return Err(Refusal::new("a path in its canonical spelling, which is what is matched")
+            .help(format!("write {}", quote(&canonical))));
+    }
     let trimmed = text.strip_suffix('/').unwrap_or(&text);
     Ok(if trimmed.is_empty() { "/".to_owned() } else { trimmed.to_owned() })
+}
+
+/// The spelling that requests have when they are matched: nothing is encoded that need not be, the rest in upper case.
+/// `None`: a `%` that begins no octet, or that of a control character, with which every request is refused.
+fn canonical(path: &str) -> Option<String> {
+    let mut canonical = String::new();
+    let mut pieces = path.split('%');
+    canonical.push_str(pieces.next()?);
+    for piece in pieces {
+        let (digits, rest) = piece.split_at_checked(2)?;
+        let octet = digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(digits)?;
+        let octet = u8::from_str_radix(octet, 16).ok().filter(|octet| !octet.is_ascii_control())?;
+        if octet.is_ascii_alphanumeric() || b"-._~".contains(&octet) {
+            canonical.push(char::from(octet));
+        } else {
+            canonical.push('%');
+            canonical.push_str(&digits.to_ascii_uppercase());
+        }
+        canonical.push_str(rest);
+    }
+    Some(canonical)
 }
 
 /// A path with or without a query, as it stands in a request line.

@@ -69,6 +69,10 @@ pub(super) fn read_hosts(tls: &mut Table<'_>) -> Vec<WrittenHost> {
 
 fn read_host(mut table: Table<'_>) -> Option<WrittenHost> {
     let host = table.required("host", "\"admin.example.com\"", named_host);
+    if table.place_of("client_auth").is_none() {
+        // Left out, it could mean that the host asks for none, or for what the listener asks for.
+        table.missing("client_auth", "{ ca = \"clients.pem\" }` or `client_auth = false");
+    }
     let client_auth = read(&mut table);
     table.finish();
     Some(WrittenHost { host: host?, client_auth })

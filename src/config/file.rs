@@ -168,6 +168,12 @@ fn pki(mut table: Table<'_>) -> PathBuf {
 
 fn networks(table: &mut Table<'_>) -> Option<Vec<IpNet>> {
     let networks = table.list("trusted_proxies", network)?;
+    for everybody in networks.iter().filter(|at| at.value.prefix_len() == 0) {
+        let message =
+            "everybody is a trusted proxy: clients choose their own address, past every list, rate and ban";
+        let problem = Problem::warning(everybody.span.clone(), message);
+        table.report(problem.help("name the networks of the proxies in front"));
+    }
     Some(networks.into_iter().map(|at| at.value).collect())
 }
 

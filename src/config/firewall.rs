@@ -131,8 +131,9 @@ fn rate_limit(mut table: Table<'_>) -> Option<RateLimit> {
 
 /// `rate` and `burst`; without a burst it is what the rate lets through in its unit of time.
 fn rate_keys(table: &mut Table<'_>) -> Option<Rate> {
-    let rate = table.required("rate", "\"100/s\"", rate)?;
+    let rate = table.required("rate", "\"100/s\"", rate);
     let burst = table.optional("burst", number(1..=u64::from(MOST_REQUESTS)));
+    let rate = rate?;
     Some(Rate { burst: At::or(burst, rate.value.count), ..rate.value })
 }
 

@@ -302,7 +302,7 @@ impl<'t> Table<'t> {
         }
     }
 
-    fn missing(&self, key: &str, example: &str) {
+    pub(super) fn missing(&self, key: &str, example: &str) {
         if !self.reader.broken {
             let message = format!("missing key \"{key}\" in {}", header(&self.place.written));
             let problem = Problem::error(self.span.clone(), message);

@@ -1040,7 +1040,9 @@ fn trailers_have_room_within_that_of_heads() {
     assert_eq!(multiplexer.broken, None);
     assert!(memory > 500 << 10 && memory < (1 << 20) + (64 << 10), "{memory}");
     assert!(!resets(&mut multiplexer).is_empty());
-    places.into_iter().for_each(|place| multiplexer.leave(place));
+    for place in places {
+        multiplexer.leave(place);
+    }
     assert_eq!(multiplexer.head_bytes, 0);
 }
 
