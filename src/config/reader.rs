@@ -195,7 +195,10 @@ impl<'t> Table<'t> {
             return Some(values.iter().collect());
         }
         let help = if value.get_ref().is_table() {
-            format!("write `[[{key}]]`, once for each")
+            format!(
+                "write `{}`, once for each, or `{key} = [{{ … }}]`",
+                header(&self.place.below(&format!("{key}[]")).written)
+            )
         } else {
             "write the value in brackets: [ … ]".to_owned()
         };

