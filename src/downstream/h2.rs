@@ -86,9 +86,7 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     })
     .await;
     if connection.is_abused() {
-        client.cut_for.set(Some(Reason::H2Abuse));
-        reject(worker, client.listener, Reason::H2Abuse);
-        view.firewall.rejected(client.listener, client.ip, Reason::H2Abuse, Instant::now().into_std());
+        reject_abuse(worker, client);
         streams.clear();
         let farewell = Wait::new(Reason::H2Abuse, FAREWELL.min(limits.write_timeout));
         let until = connection.is_blocked().then(|| indulgence.end(Instant::now(), connection.written()));
@@ -98,6 +96,16 @@ pub async fn serve(worker: &Rc<Worker>, client: &Client, transport: Transport) {
     }
     if connection.is_blocked() {
         connection.give_up();
+    }
+}
+
+/// Puts it on record, once for the connection. A trusted proxy is not banned for what one of its clients does.
+fn reject_abuse(worker: &Worker, client: &Client) {
+    client.cut_for.set(Some(Reason::H2Abuse));
+    reject(worker, client.listener, Reason::H2Abuse);
+    let view = worker.view();
+    if !client.is_trusted(&view.config.listeners[client.listener]) {
+        view.firewall.rejected(client.listener, client.ip, Reason::H2Abuse, Instant::now().into_std());
     }
 }
 

@@ -13,9 +13,24 @@ use std::{
 /// A bounded table of bans; a look into an empty one is one atomic load.
 #[derive(Debug)]
 pub struct Bans {
-    until: RwLock<HashMap<IpAddr, Instant>>,
+    until: RwLock<Table>,
     count: AtomicUsize,
     capacity: usize,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    until: HashMap<IpAddr, Instant>,
+    /// No ban of a full table ends before this: until then it need not be looked through.
+    full_until: Option<Instant>,
+}
+
+impl Table {
+    /// Forgets bans that have ended.
+    fn sweep(&mut self, now: Instant) {
+        self.until.retain(|_, until| *until > now);
+        self.full_until = self.until.values().min().copied();
+    }
 }
 
 /// One ban, for the operator.
@@ -36,28 +51,29 @@ impl Bans {
             return false;
         }
         let until = self.until.read().unwrap_or_else(PoisonError::into_inner);
-        until.get(&address).is_some_and(|until| *until > now)
+        until.until.get(&address).is_some_and(|until| *until > now)
     }
 
     /// Bans an address; whether it is new. A full table takes no more until a ban ends.
     pub fn add(&self, address: IpAddr, until: Instant, now: Instant) -> bool {
         let mut bans = self.until.write().unwrap_or_else(PoisonError::into_inner);
-        if bans.len() >= self.capacity {
-            bans.retain(|_, until| *until > now);
+        if bans.until.len() >= self.capacity && bans.full_until.is_none_or(|end| end <= now) {
+            bans.sweep(now);
         }
-        if bans.len() >= self.capacity && !bans.contains_key(&address) {
+        if bans.until.len() >= self.capacity && !bans.until.contains_key(&address) {
             return false;
         }
-        let earlier = bans.insert(address, until);
-        self.count.store(bans.len(), Ordering::Relaxed);
+        let earlier = bans.until.insert(address, until);
+        bans.full_until = bans.full_until.map(|end| end.min(until));
+        self.count.store(bans.until.len(), Ordering::Relaxed);
         earlier.is_none_or(|earlier| earlier <= now)
     }
 
     /// Lifts a ban; whether there was one.
     pub fn lift(&self, address: IpAddr, now: Instant) -> bool {
         let mut bans = self.until.write().unwrap_or_else(PoisonError::into_inner);
-        let lifted = bans.remove(&address);
-        self.count.store(bans.len(), Ordering::Relaxed);
+        let lifted = bans.until.remove(&address);
+        self.count.store(bans.until.len(), Ordering::Relaxed);
         lifted.is_some_and(|until| until > now)
     }
 
@@ -67,15 +83,16 @@ impl Bans {
             return 0;
         }
         let mut bans = self.until.write().unwrap_or_else(PoisonError::into_inner);
-        bans.retain(|_, until| *until > now);
-        self.count.store(bans.len(), Ordering::Relaxed);
-        bans.len()
+        bans.sweep(now);
+        self.count.store(bans.until.len(), Ordering::Relaxed);
+        bans.until.len()
     }
 
     /// Every ban that holds, by address.
     pub fn list(&self, now: Instant) -> Vec<Ban> {
         let bans = self.until.read().unwrap_or_else(PoisonError::into_inner);
         let mut list: Vec<Ban> = bans
+            .until
             .iter()
             .filter_map(|(address, until)| {
                 Some(Ban { address: *address, left: until.checked_duration_since(now)? })
@@ -115,7 +132,14 @@ mod tests {
         let second = Duration::from_secs(1);
         assert!(bans.add(ip("1.1.1.1"), now + second, now));
         assert!(bans.add(ip("1.1.1.2"), now + 9 * second, now));
-        assert!(!bans.add(ip("1.1.1.3"), now + 9 * second, now));
+        for _ in 0..2 {
+            assert!(!bans.add(ip("1.1.1.3"), now + 9 * second, now));
+        }
+        assert_eq!(
+            bans.until.read().unwrap().full_until,
+            Some(now + second),
+            "it is not looked through before"
+        );
         assert!(bans.add(ip("1.1.1.3"), now + 9 * second, now + second));
         assert_eq!(bans.list(now + second).len(), 2);
     }

@@ -72,6 +72,8 @@ pub struct Refusal {
     pub reason: Reason,
     /// For `retry-after`.
     pub retry_after: Option<Duration>,
+    /// Others may have used up what it asked for: it says nothing of this client, and is no step towards a ban.
+    pub shared: bool,
     /// The listener only counts: let it through.
     pub dry_run: bool,
 }
@@ -167,7 +169,8 @@ impl Firewall {
     /// `Denied`, `Banned` or `RateLimited`.
     pub fn connection(&self, listener: usize, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
         let rules = &self.listeners[listener];
-        let refused = |reason, retry_after| Refusal { reason, retry_after, dry_run: rules.dry_run };
+        let refused =
+            |reason, retry_after| Refusal { reason, retry_after, shared: false, dry_run: rules.dry_run };
         rules.lists.check(peer).map_err(|reason| refused(reason, None))?;
         let client = self.client(peer);
         if self.bans.holds(client, now) {
@@ -193,7 +196,8 @@ impl Firewall {
     ) -> Result<(), Refusal> {
         let rules = &self.listeners[request.listener];
         let route = request.route.and_then(|route| self.routes[route].as_ref());
-        let refused = |reason, retry_after| Refusal { reason, retry_after, dry_run: rules.dry_run };
+        let refused =
+            |reason, retry_after| Refusal { reason, retry_after, shared: false, dry_run: rules.dry_run };
         if request.forwarded {
             rules.lists.check(request.client_ip).map_err(|reason| refused(reason, None))?;
         }
@@ -210,16 +214,16 @@ impl Firewall {
         }
         let (client, now) = (self.tag(client), self.clock(now));
         for limit in rules.rate_limits.iter().chain(of_route) {
-            let tag = match &limit.key {
-                RateKey::Route => limit.clients,
-                RateKey::ClientIp => client.within(limit.clients),
+            let (tag, shared) = match &limit.key {
+                RateKey::Route => (limit.clients, true),
+                RateKey::ClientIp => (client.within(limit.clients), false),
                 RateKey::Header(name) => match field(name) {
-                    Some(value) => self.buckets.tag(&value).within(limit.values),
-                    None => client.within(limit.clients),
+                    Some(value) => (self.buckets.tag(&value).within(limit.values), true),
+                    None => (client.within(limit.clients), false),
                 },
             };
             let taken = self.buckets.take(tag, limit.pace, now);
-            taken.map_err(|wait| refused(Reason::RateLimited, Some(wait)))?;
+            taken.map_err(|wait| Refusal { shared, ..refused(Reason::RateLimited, Some(wait)) })?;
         }
         Ok(())
     }

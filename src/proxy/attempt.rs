@@ -171,7 +171,12 @@ async fn over_h2<D: Downstream>(
     let result = exchange(flight, (down, patience), (&mut stream, config), counted, &mut response).await;
     match result {
         Ok(_) => Ok(()),
-        Err(failed) => Err(failed.or_refused(flight, || tls::refusal(stream.session_error()?))),
+        Err(failed) => {
+            if failed.reason == Reason::ResponseTimeout {
+                stream.doubt();
+            }
+            Err(failed.or_refused(flight, || tls::refusal(stream.session_error()?)))
+        }
     }
 }
 

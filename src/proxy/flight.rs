@@ -43,6 +43,8 @@ pub struct Flight<'c> {
     pub reason: Option<Reason>,
     /// When a refused client may come again.
     pub retry_after: Option<Duration>,
+    /// It was refused for what others may have done.
+    pub blameless: bool,
     /// Its body was waited for before there was an attempt.
     pub waited: bool,
     pub bytes_in: u64,
@@ -59,7 +61,7 @@ impl<'c> Flight<'c> {
         let view = worker.view();
         let listener = &view.config.listeners[client.listener];
         let networks = &listener.trusted_proxies;
-        let trusted = !networks.is_empty() && client::is_trusted(networks, client.ip);
+        let trusted = client.is_trusted(listener);
         let client_ip = if !trusted {
             client.ip
         } else if listener.forwarded == ForwardedPolicy::Rfc7239 {
@@ -94,6 +96,7 @@ impl<'c> Flight<'c> {
             status: None,
             reason: None,
             retry_after: None,
+            blameless: false,
             waited: false,
             bytes_in: 0,
             bytes_out: 0,
@@ -187,7 +190,8 @@ impl<'c> Flight<'c> {
     /// Lets the firewall know of a rejection. What a trusted proxy itself does wrong is no reason to
     /// turn away all who come through it.
     fn remember(&self, reason: Reason) {
-        if !self.trusted || self.client_ip != self.client.ip {
+        let is_client = !self.trusted || self.client_ip != self.client.ip;
+        if is_client && !self.blameless {
             let ended = self.ended.unwrap_or(self.started).into_std();
             self.view.firewall.rejected(self.client.listener, self.client_ip, reason, ended);
         }

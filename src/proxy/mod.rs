@@ -127,7 +127,7 @@ fn admit(flight: &mut Flight<'_>) -> Result<(), Reason> {
     match asked.err().and_then(|refusal| enforced(refusal, &flight.listener().cells)) {
         None => Ok(()),
         Some(refusal) => {
-            flight.retry_after = refusal.retry_after;
+            (flight.retry_after, flight.blameless) = (refusal.retry_after, refusal.shared);
             Err(refusal.reason)
         }
     }

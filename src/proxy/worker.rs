@@ -11,7 +11,9 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::client;
 use crate::{
+    config::Listener,
     error::Reason,
     firewall::Refusal,
     http::{deadline::Deadline, message::RequestHead, proxy_protocol::Ends},
@@ -319,6 +321,11 @@ impl Client {
             tls: None,
             cut_for: Cell::new(None),
         }
+    }
+
+    /// Whether the connection is one of `trusted_proxies`: what goes wrong on it may be anybody's fault.
+    pub fn is_trusted(&self, listener: &Listener) -> bool {
+        !listener.trusted_proxies.is_empty() && client::is_trusted(&listener.trusted_proxies, self.ip)
     }
 
     /// The client is who made a connection with these ends.

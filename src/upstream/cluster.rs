@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,6 +11,11 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use tokio::{
+    sync::OwnedMutexGuard,
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
 
 use super::{
     health::{self, Health, Outcome, Transition},
@@ -22,6 +27,9 @@ use crate::config;
 const ADDRESSES_LIVE: Duration = Duration::from_secs(5);
 /// The same once a connection to them has failed.
 const DISTRUSTED_LIVE: Duration = Duration::from_secs(1);
+
+/// How long a lookup is waited for where there is something to go on with: less than a probe may take.
+const LOOKUP_PATIENCE: Duration = Duration::from_millis(300);
 
 /// A named group of interchangeable backends. Made anew by each reload; the backends' state stays.
 #[derive(Debug)]
@@ -57,8 +65,8 @@ struct State {
     up: AtomicBool,
     record: Mutex<Record>,
     addresses: ArcSwapOption<Addresses>,
-    /// Held by the one who looks the name up.
-    lookup: tokio::sync::Mutex<()>,
+    /// Held while the name is looked up.
+    lookup: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
@@ -239,9 +247,9 @@ impl Backend {
 
     /// Where to connect to, on this port: at least one address.
     ///
-    /// An address as host costs nothing. A name is looked up at most every 5 s, by one caller at a
-    /// time while the others use what was known; what was known also serves when the lookup fails.
-    /// Cancel safe; a lookup itself has no deadline.
+    /// An address as host costs nothing. A name is looked up at most every 5 s, once at a time; meanwhile, and where a
+    /// lookup fails or takes long, what was known serves. Cancel safe: a lookup goes on and its result is kept, whoever
+    /// still waits for it. Without anything known there is no deadline.
     pub async fn socket_addresses(&self, port: u16) -> io::Result<Vec<SocketAddr>> {
         if let Ok(ip) = self.bare_host().parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
@@ -252,10 +260,11 @@ impl Backend {
         {
             return Ok(known.on_port(port));
         }
-        let _lookup = match (&known, self.state.lookup.try_lock()) {
+        let lookup = Arc::clone(&self.state.lookup);
+        let guard = match (&known, lookup.clone().try_lock_owned()) {
             (_, Ok(guard)) => guard,
             (Some(known), Err(_)) => return Ok(known.on_port(port)),
-            (None, Err(_)) => self.state.lookup.lock().await,
+            (None, Err(_)) => lookup.lock_owned().await,
         };
         // Another caller may have been faster while this one waited for the lock.
         if let Some(fresh) = self.state.addresses.load_full()
@@ -263,10 +272,13 @@ impl Backend {
         {
             return Ok(fresh.on_port(port));
         }
-        match (self.look_up().await, known) {
-            (Ok(fresh), _) => Ok(fresh.on_port(port)),
-            (Err(_), Some(known)) => Ok(known.on_port(port)),
-            (Err(error), None) => Err(error),
+        let found = self.look_up(guard);
+        match known {
+            Some(known) => {
+                let fresh = timeout(LOOKUP_PATIENCE, found).await.ok().and_then(|found| found.ok()?.ok());
+                Ok(fresh.unwrap_or(known).on_port(port))
+            }
+            None => Ok(found.await??.on_port(port)),
         }
     }
 
@@ -282,19 +294,24 @@ impl Backend {
         }
     }
 
-    async fn look_up(&self) -> io::Result<Arc<Addresses>> {
-        let mut found: Vec<IpAddr> = Vec::new();
-        for address in tokio::net::lookup_host((self.bare_host(), self.port)).await? {
-            if !found.contains(&address.ip()) {
-                found.push(address.ip());
+    /// Runs to its end, and keeps the guard as long: a resolver that hangs is asked once at a time.
+    fn look_up(&self, guard: OwnedMutexGuard<()>) -> JoinHandle<io::Result<Arc<Addresses>>> {
+        let (state, host, port) = (Arc::clone(&self.state), self.bare_host().to_owned(), self.port);
+        spawn_blocking(move || {
+            let _one_at_a_time = guard;
+            let mut found: Vec<IpAddr> = Vec::new();
+            for address in (host.as_str(), port).to_socket_addrs()? {
+                if !found.contains(&address.ip()) {
+                    found.push(address.ip());
+                }
             }
-        }
-        if found.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no addresses"));
-        }
-        let fresh = Arc::new(Addresses { found, until: Instant::now() + ADDRESSES_LIVE });
-        self.state.addresses.store(Some(Arc::clone(&fresh)));
-        Ok(fresh)
+            if found.is_empty() {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no addresses"));
+            }
+            let fresh = Arc::new(Addresses { found, until: Instant::now() + ADDRESSES_LIVE });
+            state.addresses.store(Some(Arc::clone(&fresh)));
+            Ok(fresh)
+        })
     }
 
     fn bare_host(&self) -> &str {
@@ -325,7 +342,7 @@ impl Default for State {
                 last_error: None,
             }),
             addresses: ArcSwapOption::empty(),
-            lookup: tokio::sync::Mutex::new(()),
+            lookup: Arc::default(),
         }
     }
 }
@@ -448,6 +465,28 @@ mod tests {
         assert!(distrusted.until < first.until);
         backend.distrust_addresses();
         assert_eq!(distrusted.until, known().until);
+    }
+
+    #[tokio::test]
+    async fn a_lookup_goes_on_without_who_asked_for_it() {
+        let cluster = cluster(&["localhost:80"]);
+        let backend = &cluster.backends[0];
+        let _ = timeout(Duration::ZERO, backend.socket_addresses(80)).await;
+        while backend.state.addresses.load().is_none() {
+            tokio::task::yield_now().await;
+        }
+        drop(backend.state.lookup.lock().await);
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_hangs_is_not_waited_for_where_something_is_known() {
+        let cluster = cluster(&["localhost:80"]);
+        let backend = &cluster.backends[0];
+        let known = Addresses { found: vec![IpAddr::from([127, 0, 0, 9])], until: Instant::now() };
+        backend.state.addresses.store(Some(Arc::new(known)));
+        let _hangs = backend.state.lookup.lock().await;
+        let found = backend.socket_addresses(80).await.expect("known");
+        assert_eq!(found, ["127.0.0.9:80".parse().expect("an address")]);
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use crate::support::{
     client::{Client, fields},
     engine::{Engine, Setup},
     h2::{H2, H2Backend, block_on, one, read, read_body, reply, request, send_all},
+    raw_h2::{HEADERS, RawH2},
 };
 
 const BIG: usize = 1 << 20;
@@ -482,4 +483,24 @@ fn says_so_where_a_post_has_no_body() {
     assert_eq!((client.response("POST").status, client.response("GET").status), (200, 200));
     let heads = backend.all_received();
     assert_eq!(heads.matches("content-length: 0\r\n").count(), 1, "{heads}");
+}
+
+#[test]
+fn clients_that_do_not_read_hold_up_nobody_elses_answer() {
+    let backend = H2Backend::new(|request: http::Request<_>, respond| async move {
+        let size = if request.uri().path() == "/large" { 4 << 20 } else { 100 };
+        reply(respond, http::Response::new(()), &vec![b'x'; size], None).await;
+    });
+    let engine = Setup::new(&[backend.address]).cluster("protocol = \"h2\"").start();
+    let mut idle = RawH2::connect_with(engine.tls, &[(4, 0)]);
+    let get = [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/large")];
+    (1..80).step_by(2).for_each(|stream| _ = idle.headers(stream, true, &get));
+    let mut heads = 0;
+    while heads < 40 {
+        heads += usize::from(idle.frame().expect("a frame").kind == HEADERS);
+    }
+    for _ in 0..20 {
+        assert_eq!(Client::plain(engine.plain).get("/").text().len(), 100);
+    }
+    assert_eq!(backend.connections(), 1);
 }

@@ -110,6 +110,20 @@ fn connections_beyond_their_rate_are_closed() {
 }
 
 #[test]
+fn nobody_is_banned_for_a_limit_that_others_have_used_up() {
+    let backend = Backend::saying("ok");
+    let limits =
+        "rate_limits = [{ key = \"route\", rate = \"1/h\" }, { key = \"header:x-key\", rate = \"1/h\" }]";
+    let engine =
+        behind_a_proxy(&backend).more(&format!("[firewall]\n{limits}\n[firewall.bans]\nafter = 1")).start();
+    assert_eq!(ask_as(&engine, "10.0.0.1", "/", "x-key: a\r\n").0, 200);
+    for _ in 0..3 {
+        assert_eq!(ask_as(&engine, "10.0.0.2", "/", "x-key: a\r\n").1.as_deref(), Some("rate_limited"));
+    }
+    assert_eq!(engine.admin("/bans").1, "[]\n");
+}
+
+#[test]
 fn a_client_that_is_rejected_too_often_is_banned_until_the_ban_is_lifted() {
     let backend = Backend::saying("ok");
     let engine = behind_a_proxy(&backend).more("[firewall.bans]\nafter = 3").start();

@@ -254,3 +254,21 @@ fn leaves_a_download_alone_that_gives_its_window_back_in_small_pieces() {
     while client.frame().expect("the connection lives").payload != [7; 8] {}
     assert_eq!(abused(&engine), 0);
 }
+
+#[test]
+fn a_trusted_proxy_is_not_banned_for_what_one_of_its_clients_does() {
+    let backend = Backend::saying("ok");
+    for (trusted, floods, bans) in [("127.0.0.1", 3, false), ("192.0.2.1", 1, true)] {
+        let engine = Setup::new(&[backend.address])
+            .top(format!("trusted_proxies = [\"{trusted}\"]"))
+            .more("[firewall.bans]\nafter = 1")
+            .start();
+        for count in 1..=floods {
+            let mut client = RawH2::connect(engine.tls);
+            flood(&mut client, 1000, reset);
+            engine.until("it is sent away", |_| abused(&engine) >= count);
+        }
+        let banned = engine.admin("/bans").1 != "[]\n";
+        assert_eq!(banned, bans, "{trusted}");
+    }
+}

@@ -6,7 +6,7 @@ pub mod convert;
 mod cork;
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     future::poll_fn,
     io,
     pin::Pin,
@@ -30,9 +30,14 @@ use crate::http::{
 use body::{Incoming, Outgoing, io_error};
 use cork::Corked;
 
-/// Flow-control windows and buffers towards a backend, which we trust more than a client.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// What a backend may send ahead on a stream: all of it is kept while its client does not read.
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// All there may be, so that the streams' own windows are what counts: clients that don't read hold up nobody else's
+/// answer. With `STREAMS` it is 12.5 MiB at most that wait on a connection.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+const STREAMS: usize = 100;
+/// Resets of ours that are remembered, for what was on its way: a thousand clients that leave at one time.
+const REMEMBERED_RESETS: usize = 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 const HEAD_BYTES: u32 = 64 * 1024;
 
@@ -59,6 +64,8 @@ pub struct Handle {
 struct Shared {
     /// Set when it has ended because of that.
     session_error: OnceCell<io::Error>,
+    /// Nothing came of a request in time: perhaps nothing comes through any more.
+    doubtful: Cell<bool>,
 }
 
 /// Starts HTTP/2 on a stream to a backend.
@@ -72,6 +79,10 @@ pub async fn handshake(transport: Transport) -> io::Result<(Handle, impl Future<
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEAD_BYTES)
+        // What was on its way when we reset a stream is no attack of the backend's, and must not end the connection
+        // of all others.
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .max_local_error_reset_streams(None)
         .enable_push(false)
         .handshake(cork.handle())
         .await
@@ -101,7 +112,7 @@ pub async fn handshake(transport: Transport) -> io::Result<(Handle, impl Future<
 impl Handle {
     /// Whether the connection lives and has room for another stream.
     pub fn has_room(&self) -> bool {
-        self.streams() < self.sender.current_max_send_streams()
+        self.streams() < self.sender.current_max_send_streams().min(STREAMS)
     }
 
     /// Whether a stream is open on it.
@@ -114,10 +125,10 @@ impl Handle {
         Rc::strong_count(&self.shared) - 1
     }
 
-    /// Whether the connection takes streams, now or later.
+    /// Whether the connection takes streams, now or later, and nothing speaks against it.
     pub fn is_open(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        !matches!(self.poll_ready(&mut cx), Poll::Ready(Err(_)))
+        !self.shared.doubtful.get() && !matches!(self.poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
     /// Ready when the connection takes a new stream; an error when it never will again.
@@ -163,6 +174,11 @@ impl Stream {
     /// Why the TLS session with the backend has failed, if it has.
     pub fn session_error(&self) -> Option<&io::Error> {
         self.shared.session_error.get()
+    }
+
+    /// Has the connection take no more streams: it may be dead without anybody having said so.
+    pub fn doubt(&self) {
+        self.shared.doubtful.set(true);
     }
 
     /// Waits for the next head, interim or final.
