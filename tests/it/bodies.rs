@@ -489,12 +489,12 @@ fn says_so_where_a_post_has_no_body() {
 fn clients_that_do_not_read_hold_up_nobody_elses_answer() {
     let backend = H2Backend::new(|request: http::Request<_>, respond| async move {
         let size = if request.uri().path() == "/large" { 4 << 20 } else { 100 };
-        reply(respond, http::Response::new(()), &vec![b'x'; size], None).await;
+        reply(respond, Response::new(()), &vec![b'x'; size], None).await;
     });
     let engine = Setup::new(&[backend.address]).cluster("protocol = \"h2\"").start();
     let mut idle = RawH2::connect_with(engine.tls, &[(4, 0)]);
     let get = [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/large")];
-    (1..80).step_by(2).for_each(|stream| _ = idle.headers(stream, true, &get));
+    (1..80).step_by(2).for_each(|stream| idle.headers(stream, true, &get));
     let mut heads = 0;
     while heads < 40 {
         heads += usize::from(idle.frame().expect("a frame").kind == HEADERS);
