@@ -13,7 +13,7 @@ use std::{
 /// A bounded table of bans; a look into an empty one is one atomic load.
 #[derive(Debug)]
 pub struct Bans {
-    until: RwLock<Table>,
+    table: RwLock<Table>,
     count: AtomicUsize,
     capacity: usize,
 }
@@ -43,37 +43,37 @@ pub struct Ban {
 
 impl Bans {
     pub fn new(capacity: usize) -> Self {
-        Bans { until: RwLock::default(), count: AtomicUsize::new(0), capacity }
+        Bans { table: RwLock::default(), count: AtomicUsize::new(0), capacity }
     }
 
     pub fn holds(&self, address: IpAddr, now: Instant) -> bool {
         if self.count.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let until = self.until.read().unwrap_or_else(PoisonError::into_inner);
-        until.until.get(&address).is_some_and(|until| *until > now)
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.until.get(&address).is_some_and(|until| *until > now)
     }
 
     /// Bans an address; whether it is new. A full table takes no more until a ban ends.
     pub fn add(&self, address: IpAddr, until: Instant, now: Instant) -> bool {
-        let mut bans = self.until.write().unwrap_or_else(PoisonError::into_inner);
-        if bans.until.len() >= self.capacity && bans.full_until.is_none_or(|end| end <= now) {
-            bans.sweep(now);
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.until.len() >= self.capacity && table.full_until.is_none_or(|end| end <= now) {
+            table.sweep(now);
         }
-        if bans.until.len() >= self.capacity && !bans.until.contains_key(&address) {
+        if table.until.len() >= self.capacity && !table.until.contains_key(&address) {
             return false;
         }
-        let earlier = bans.until.insert(address, until);
-        bans.full_until = bans.full_until.map(|end| end.min(until));
-        self.count.store(bans.until.len(), Ordering::Relaxed);
+        let earlier = table.until.insert(address, until);
+        table.full_until = table.full_until.map(|end| end.min(until));
+        self.count.store(table.until.len(), Ordering::Relaxed);
         earlier.is_none_or(|earlier| earlier <= now)
     }
 
     /// Lifts a ban; whether there was one.
     pub fn lift(&self, address: IpAddr, now: Instant) -> bool {
-        let mut bans = self.until.write().unwrap_or_else(PoisonError::into_inner);
-        let lifted = bans.until.remove(&address);
-        self.count.store(bans.until.len(), Ordering::Relaxed);
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let lifted = table.until.remove(&address);
+        self.count.store(table.until.len(), Ordering::Relaxed);
         lifted.is_some_and(|until| until > now)
     }
 
@@ -82,16 +82,16 @@ impl Bans {
         if self.count.load(Ordering::Relaxed) == 0 {
             return 0;
         }
-        let mut bans = self.until.write().unwrap_or_else(PoisonError::into_inner);
-        bans.sweep(now);
-        self.count.store(bans.until.len(), Ordering::Relaxed);
-        bans.until.len()
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.sweep(now);
+        self.count.store(table.until.len(), Ordering::Relaxed);
+        table.until.len()
     }
 
     /// Every ban that holds, by address.
     pub fn list(&self, now: Instant) -> Vec<Ban> {
-        let bans = self.until.read().unwrap_or_else(PoisonError::into_inner);
-        let mut list: Vec<Ban> = bans
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let mut list: Vec<Ban> = table
             .until
             .iter()
             .filter_map(|(address, until)| {
@@ -136,7 +136,7 @@ mod tests {
             assert!(!bans.add(ip("1.1.1.3"), now + 9 * second, now));
         }
         assert_eq!(
-            bans.until.read().unwrap().full_until,
+            bans.table.read().unwrap().full_until,
             Some(now + second),
             "it is not looked through before"
         );

@@ -290,6 +290,20 @@ mod tests {
         Ok(head.target)
     }
 
+    /// The configuration has no parser of requests, so it judges spellings by itself.
+    #[test]
+    fn a_route_is_accepted_in_the_spelling_that_its_requests_have_and_in_no_other() {
+        let spellings = |octet: u8| [format!("/a%{octet:02X}b"), format!("/a%{octet:02x}b")];
+        for path in (0..=u8::MAX).flat_map(spellings) {
+            let text = format!(
+                "[[listeners]]\naddress = \"127.0.0.1:0\"\n[[routes]]\npath = \"{path}\"\ncluster = \"web\"\n\
+                 [clusters.web]\nbackends = [\"127.0.0.1:1\"]\n"
+            );
+            let accepted = crate::config::parse("test", &text, std::path::Path::new("")).is_ok();
+            assert_eq!(accepted, canonical(&path).is_ok_and(|canonical| canonical == path), "{path}");
+        }
+    }
+
     fn authority(raw: &str) -> Result<(String, Option<u16>), Reason> {
         let mut head = RequestHead::default();
         parse_authority(raw.as_bytes(), &mut head).map(|()| (head.host, head.port))

@@ -257,9 +257,8 @@ async fn exchange<D: Downstream, U: Respond>(
     let rules = UploadRules {
         most: limits.body_bytes,
         dropped: &view.config.listeners[flight.client.listener].identity_fields,
-        started: counted.sent,
     };
-    let mut relay = Relay::new(down, up, patience, timeouts, rules);
+    let mut relay = Relay::new(down, up, patience, timeouts, (rules, counted.sent));
     let result = relay.response(flight.head, response).await;
     flight.bytes_in = relay.bytes_in();
     if let Err(failure) = result {

@@ -86,7 +86,6 @@ pub struct UploadRules<'r> {
     pub most: Option<u64>,
     /// Trailers that are not passed on, whoever sends them.
     pub dropped: &'r IdentityFields,
-    pub started: Instant,
 }
 
 /// A request's two bodies in transit.
@@ -99,6 +98,7 @@ pub struct Relay<'r, 'd, D, U> {
     upload: Direction,
     download: Direction,
     rules: UploadRules<'r>,
+    started: Instant,
     /// The backend stopped reading the request; its response decides what that means.
     upload_refused: bool,
     /// The client holds its body back until the backend says 100.
@@ -219,7 +219,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
         up: &'r mut U,
         patience: &'r mut Patience<'d>,
         timeouts: Timeouts,
-        rules: UploadRules<'r>,
+        (rules, started): (UploadRules<'r>, Instant),
     ) -> Self {
         Relay {
             down,
@@ -229,6 +229,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
             upload: Direction::new(),
             download: Direction::new(),
             rules,
+            started,
             upload_refused: false,
             awaits_continue: false,
             body_waited: false,
@@ -273,7 +274,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
     async fn pass_interim(&mut self, head: &ResponseHead) -> Result<(), Reason> {
         if head.status == http::StatusCode::CONTINUE {
             self.awaits_continue = false;
-            self.rules.started = Instant::now();
+            self.started = Instant::now();
         }
         self.down.send_interim(head).map_err(|_| Reason::ClientClosed)?;
         let wait = Wait::new(Reason::WriteTimeout, self.timeouts.write);
@@ -338,7 +339,7 @@ impl<'r, 'd, D: Downstream, U: Respond> Relay<'r, 'd, D, U> {
     /// When the bytes that came so far fall below the minimum rate, should no more come.
     fn rate_floor(&self) -> Option<Instant> {
         let earned = self.upload.bytes.checked_div(self.timeouts.body_rate)?;
-        Some(self.rules.started + self.timeouts.rate_grace + Duration::from_secs(earned))
+        Some(self.started + self.timeouts.rate_grace + Duration::from_secs(earned))
     }
 
     /// Sends the response's body to the client; the head was sent.

@@ -479,12 +479,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lookup_that_hangs_is_not_waited_for_where_something_is_known() {
+    async fn while_one_looks_up_the_others_use_what_was_known() {
         let cluster = cluster(&["localhost:80"]);
         let backend = &cluster.backends[0];
         let known = Addresses { found: vec![IpAddr::from([127, 0, 0, 9])], until: Instant::now() };
         backend.state.addresses.store(Some(Arc::new(known)));
-        let _hangs = backend.state.lookup.lock().await;
+        let _lookup = backend.state.lookup.lock().await;
         let found = backend.socket_addresses(80).await.expect("known");
         assert_eq!(found, ["127.0.0.9:80".parse().expect("an address")]);
     }

@@ -504,3 +504,39 @@ fn clients_that_do_not_read_hold_up_nobody_elses_answer() {
     }
     assert_eq!(backend.connections(), 1);
 }
+
+#[test]
+fn a_connection_on_which_nothing_came_in_time_takes_no_new_requests() {
+    let backend = H2Backend::new(|request: http::Request<_>, respond| async move {
+        if request.uri().path() == "/silent" {
+            std::future::pending::<()>().await;
+        }
+        reply(respond, Response::new(()), b"ok", None).await;
+    });
+    let lines = "protocol = \"h2\"\nresponse_timeout = \"300ms\"";
+    let engine = Setup::new(&[backend.address]).cluster(lines).start();
+    let mut client = Client::plain(engine.plain);
+    for (path, status, connections) in [("/", 200, 1), ("/silent", 504, 1), ("/", 200, 2), ("/", 200, 2)] {
+        assert_eq!(client.get(path).status, status, "{path}");
+        assert_eq!(backend.connections(), connections, "{path}");
+    }
+}
+
+#[test]
+fn clients_that_leave_do_not_end_a_connection_that_others_share() {
+    let backend = H2Backend::new(|request: http::Request<_>, respond| async move {
+        let size = if request.uri().path() == "/large" { 1 << 20 } else { 100 };
+        reply(respond, Response::new(()), &vec![b'x'; size], None).await;
+    });
+    let engine = Setup::new(&[backend.address]).cluster("protocol = \"h2\"").start();
+    let get = [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/large")];
+    for _ in 0..60 {
+        let mut leaving = RawH2::connect(engine.tls);
+        (1..180).step_by(2).for_each(|stream| leaving.headers(stream, true, &get));
+        while leaving.frame().expect("a frame").kind != HEADERS {}
+        drop(leaving);
+        engine.settled();
+    }
+    assert_eq!(Client::plain(engine.plain).get("/").text().len(), 100);
+    assert_eq!(backend.connections(), 1);
+}

@@ -182,27 +182,27 @@ fn takes_from_a_trusted_peer_what_it_says_of_the_client() {
     }
 }
 
-#[test]
-fn drops_identities_in_trailers_whoever_sends_them() {
+/// What the backend gets of a body with these trailers.
+fn sent_with_trailers(top: &str, trailers: &str) -> String {
     let backend = Backend::echo();
-    let engine = Setup::new(&[backend.address]).top("trusted_proxies = [\"127.0.0.1\"]").start();
+    let engine = Setup::new(&[backend.address]).top(top).start();
     let mut client = Client::plain(engine.plain);
     client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
-    client.send(format!("3\r\nabc\r\n0\r\n{}\r\n", identities()));
+    client.send(format!("3\r\nabc\r\n0\r\n{trailers}\r\n"));
     assert_eq!(client.response("POST").status, 200);
-    let seen = backend.received(0);
+    backend.received(0)
+}
+
+#[test]
+fn drops_identities_in_trailers_whoever_sends_them() {
+    let seen = sent_with_trailers("trusted_proxies = [\"127.0.0.1\"]", &identities());
     assert!(seen.contains("x-kept: 1") && !seen.contains("claimed"), "{seen}");
 }
 
 #[test]
 fn drops_identities_of_the_list_in_trailers_too() {
-    let backend = Backend::echo();
-    let engine = Setup::new(&[backend.address]).top("identity_fields = [\"x-tenant\"]").start();
-    let mut client = Client::plain(engine.plain);
-    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
-    client.send("3\r\nabc\r\n0\r\nX-Tenant: claimed\r\nx-kept: 1\r\nx.tenant: claimed\r\n\r\n");
-    assert_eq!(client.response("POST").status, 200);
-    let seen = backend.received(0);
+    let trailers = "X-Tenant: claimed\r\nx-kept: 1\r\nx.tenant: claimed\r\n";
+    let seen = sent_with_trailers("identity_fields = [\"x-tenant\"]", trailers);
     assert!(seen.contains("x-kept: 1") && !seen.contains("claimed"), "{seen}");
 }
 

@@ -318,7 +318,10 @@ async fn serve(
             Err(_) => return,
         },
     };
-    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    // A proxy's clients leave many at a time; what is looked at here is not how this backend takes that.
+    let mut builder = h2::server::Builder::new();
+    builder.max_pending_accept_reset_streams(1000);
+    let Ok(mut connection) = builder.handshake(stream).await else { return };
     let mut answers = JoinSet::new();
     loop {
         tokio::select! {
