@@ -1,8 +1,8 @@
-//! The client hello before TLS: no panic, and the cipher that rustls finds first.
+//! The client hello before TLS: no panic, whole where rustls takes it, and the cipher that rustls finds first.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portcullis::downstream::tls::hello::prefers_chacha20;
+use portcullis::downstream::tls::hello::{is_whole, prefers_chacha20};
 use rustls::{CipherSuite, server::Acceptor};
 
 fuzz_target!(|data: &[u8]| {
@@ -10,6 +10,18 @@ fuzz_target!(|data: &[u8]| {
     // What comes later does not take back what was seen.
     if prefers {
         assert!(prefers_chacha20(&[data, b"more"].concat()));
+    }
+    // What the library takes for a hello is not waited for any longer.
+    let (mut library, mut rest) = (Acceptor::default(), data);
+    while !rest.is_empty() && matches!(library.read_tls(&mut rest), Ok(1..)) {
+        match library.accept() {
+            Ok(Some(_)) => {
+                assert!(is_whole(&data[..data.len() - rest.len()]));
+                break;
+            }
+            Ok(None) => {}
+            Err(_) => break,
+        }
     }
     // A message in several records is not looked into.
     let [_, _, _, high, low, _, 0, first, second, ..] = data else { return };

@@ -1,6 +1,14 @@
 //! One downstream connection from accept to close.
 
-use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+};
 
 use tokio::{net::TcpStream, time::Instant};
 
@@ -56,7 +64,7 @@ pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::A
     let seat = Seat::take(&worker);
     poll_fn(|cx| {
         seat.remember(cx.waker());
-        std::task::Poll::Ready(())
+        Poll::Ready(())
     })
     .await;
     let mut client = Client::new(listener, peer);
@@ -103,18 +111,25 @@ async fn handshake(
     worker: &Worker,
     listener: usize,
     acceptor: &tls::Acceptor,
-    stream: TcpStream,
+    mut stream: TcpStream,
 ) -> Option<(Box<TlsStream>, TlsFacts)> {
     let view = worker.view();
     let limits = &view.config.listeners[listener].limits;
     let cells = &view.listeners[listener].cells;
     let start = Instant::now();
-    let mut begun = false;
+    let mut waits = false;
     // Beyond the cap a connection waits its turn, within the same deadline.
     let handshake = Box::pin(async {
-        let _permit = view.listeners[listener].handshakes.acquire().await;
-        begun = true;
-        acceptor.accept(stream).await
+        let received = acceptor.hear(&mut stream).await?;
+        waits = true;
+        let place = view.listeners[listener].handshakes.begin().await;
+        waits = false;
+        let mut accepted = pin!(acceptor.accept(stream, received));
+        poll_fn(|cx| match accepted.as_mut().poll(cx) {
+            Poll::Pending if place.has_ended() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            polled => polled,
+        })
+        .await
     });
     let mut deadline = worker.take_deadline();
     let mut patience = Patience::new(&mut deadline);
@@ -125,8 +140,8 @@ async fn handshake(
     let (outcome, accepted) = match result {
         Ok(Ok(accepted)) => ("ok", Some(accepted)),
         Ok(Err(error)) => (tls::failure(&error), None),
-        Err(_) if begun => ("timeout", None),
-        Err(_) => ("overloaded", None),
+        Err(_) if waits => ("overloaded", None),
+        Err(_) => ("timeout", None),
     };
     cells.handshake(outcome, start.elapsed());
     accepted

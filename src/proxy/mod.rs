@@ -7,6 +7,7 @@ pub mod client;
 pub mod flight;
 mod forward;
 pub mod forwarded;
+pub mod handshakes;
 mod hold;
 pub mod load;
 pub mod patience;

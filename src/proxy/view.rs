@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{policies::ClientPolicies, route::RouteTable};
+use super::{handshakes::Handshakes, policies::ClientPolicies, route::RouteTable};
 use crate::{
     config::{Config, Listener},
     firewall::Firewall,
@@ -39,8 +39,7 @@ pub struct ListenerView {
     pub routes: RouteTable,
     pub cells: Arc<ListenerCells>,
     pub limits: RequestLimits,
-    /// One permit for each TLS handshake that may run at once.
-    pub handshakes: tokio::sync::Semaphore,
+    pub handshakes: Handshakes,
     /// Where `redirect_to_https` sends: the port of a TLS listener.
     pub https_port: Option<u16>,
     /// Where its hosts ask for different client certificates.
@@ -106,7 +105,7 @@ impl ListenerView {
             routes: RouteTable::new(&config.routes, index),
             cells: shard.listener(&listener.name),
             limits: request_limits(listener),
-            handshakes: tokio::sync::Semaphore::new(listener.limits.concurrent_handshakes),
+            handshakes: Handshakes::new(listener.limits.concurrent_handshakes),
             https_port,
             policies: listener.tls.as_ref().map(ClientPolicies::new).filter(ClientPolicies::differ),
             unrouted: OnceCell::new(),

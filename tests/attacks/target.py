@@ -165,18 +165,23 @@ def percentile(samples: list, share: float) -> float:
 
 
 class Bystander:
-    """An honest client in a process of its own: a request every few milliseconds, each on record."""
+    """An honest client in a process of its own: a request every few milliseconds, each on record.
+
+    With `newcomers`, now and then one on a connection of its own: an attack may keep others out and do no harm to those
+    who are in.
+    """
 
     PAUSE = 0.01
+    NEWCOMERS = 0.3
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, newcomers: bool):
         self.pipe, other = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=self._run, args=(port, other), daemon=True)
+        self.process = multiprocessing.Process(target=self._run, args=(port, other, newcomers), daemon=True)
         self.process.start()
         other.close()
 
-    def figures(self) -> tuple[list, int, int]:
-        """Seconds of each request since the last time, how many of them were shed, and how many failed."""
+    def figures(self) -> tuple[list, float, int, int]:
+        """Since the last time: seconds of each request, of the slowest newcomer, and how many were shed or failed."""
         self.pipe.send("figures")
         return self.pipe.recv()
 
@@ -184,15 +189,22 @@ class Bystander:
         self.process.terminate()
         self.process.join()
 
-    def _run(self, port: int, pipe):
-        samples, shed, failures, connection = [], 0, 0, None
+    def _run(self, port: int, pipe, newcomers: bool):
+        samples, slowest, shed, failures, connection, next_newcomer = [], 0.0, 0, 0, None, 0.0
         while True:
             if pipe.poll():
                 pipe.recv()
-                pipe.send((samples, shed, failures))
-                samples, shed, failures = [], 0, 0
+                pipe.send((samples, slowest, shed, failures))
+                samples, slowest, shed, failures = [], 0.0, 0, 0
             began = time.perf_counter()
             try:
+                if newcomers and began >= next_newcomer:
+                    newcomer = self._connect(port)
+                    self._ask(newcomer)
+                    newcomer.close()
+                    slowest = max(slowest, time.perf_counter() - began)
+                    began = time.perf_counter()
+                    next_newcomer = began + self.NEWCOMERS
                 connection = connection or self._connect(port)
                 shed += self._ask(connection)
                 samples.append(time.perf_counter() - began)
@@ -255,6 +267,7 @@ class Figures:
     cpu: float = 0.0
     p99_before: float = 0.0
     p99_during: float = 0.0
+    slowest_newcomer: float = 0.0
     requests: int = 0
     shed: int = 0
     failures: int = 0

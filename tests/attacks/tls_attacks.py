@@ -9,11 +9,11 @@ from wire import Connection, close, connect, drive, tls
 
 
 
-def _raw(target, count, opening: bytes, speak, every=0.5):
+def _raw(target, count, opening: bytes, speak, every=0.5, spread=0.0):
     connections = [connect(target.https) for _ in range(count)]
     for connection in connections:
         connection.pending = opening
-    drive(connections, speak=speak, every=every)
+    drive(connections, speak=speak, every=every, spread=spread)
     close(connections)
     return connections
 
@@ -31,6 +31,17 @@ def _client_hello(extra: int) -> bytes:
 def stalled_hello(target, count):
     """The beginning of a ClientHello, and then nothing."""
     return _raw(target, count, _client_hello(200)[:60], lambda _: b"")
+
+
+def hello_and_no_more(target, count):
+    """A hello that gets its answer, which nobody answers: more of them than handshakes may run at once."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    session = tls("http/1.1").wrap_bio(incoming, outgoing, server_hostname="localhost")
+    try:
+        session.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    return _raw(target, count, outgoing.read(), lambda _: b"", spread=1.0)
 
 
 def dripping_hello(target, count):

@@ -1,8 +1,13 @@
 //! The limits of a listener on sizes and numbers: just under, at, and just over, on both versions.
 
-use std::{net::TcpStream, sync::Arc, thread};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    sync::Arc,
+};
 
 use http::{HeaderName, HeaderValue};
+use rustls::ClientConnection;
 
 use crate::support::{
     backend::{Backend, Unreachable},
@@ -329,33 +334,28 @@ fn h2_connection_window() {
 #[test]
 fn concurrent_handshakes() {
     let backend = Backend::saying("ok");
-    let engine = Setup::new(&[backend.address])
-        .limits("concurrent_handshakes = 2\nhandshake_timeout = \"1m\"")
-        .start();
-    // Says nothing, and so is in its handshake.
-    let idle = || TcpStream::connect(engine.tls).unwrap();
-    let until_open = |count| {
-        engine.until("open connections", |metrics| {
-            metrics.sum("portcullis_downstream_connections", &[("listener", "tls")]) == count
-        });
-    };
-    let first = idle();
-    until_open(1);
-    assert_eq!(Client::tls(engine.tls).get("/").status, 200, "one place is free");
-    until_open(1);
-    let _second = idle();
-    until_open(2);
-    let address = engine.tls;
-    let waiting = thread::spawn(move || {
+    for (limit, ended) in [(3, 0), (2, 1)] {
+        let limits = format!("concurrent_handshakes = {limit}\nhandshake_timeout = \"1m\"");
+        let engine = Setup::new(&[backend.address]).limits(&limits).start();
         let config = Arc::new(tls_config(&["http/1.1"], rustls::ALL_VERSIONS));
-        Client::handshake(address, "site.example", config).unwrap().get("/").status
-    });
-    until_open(3);
-    let handshakes = |metrics: &crate::support::engine::Metrics| {
-        metrics.sum("portcullis_tls_handshakes_total", &[("result", "ok")])
-    };
-    assert_eq!(handshakes(&engine.metrics()), 1, "no place is free");
-    drop(first);
-    assert_eq!(waiting.join().unwrap(), 200, "one is");
-    assert_eq!(handshakes(&engine.metrics()), 2);
+        let mut hello = Vec::new();
+        let mut session = ClientConnection::new(config.clone(), "site.example".try_into().unwrap()).unwrap();
+        session.write_tls(&mut hello).unwrap();
+        let say = |bytes: &[u8]| {
+            let mut stream = TcpStream::connect(engine.tls).unwrap();
+            stream.write_all(bytes).unwrap();
+            stream
+        };
+        let _silent = [(); 4].map(|()| say(b""));
+        let _dripping = [(); 4].map(|()| say(&hello[..hello.len() - 1]));
+        assert_eq!(Client::tls(engine.tls).get("/").status, 200, "who has not said hello takes no place");
+        let mut stuck = [(); 2].map(|()| say(&hello));
+        for stream in &mut stuck {
+            stream.read_exact(&mut [0; 5]).expect("the server's hello");
+        }
+        let mut client = Client::handshake(engine.tls, "site.example", config).unwrap();
+        assert_eq!(client.get("/").status, 200, "who is stuck makes room");
+        let timeouts = engine.metrics().sum("portcullis_tls_handshakes_total", &[("result", "timeout")]);
+        assert_eq!(timeouts, ended, "with {limit} places");
+    }
 }

@@ -37,6 +37,9 @@ impl error::Error for PlainHttp {}
 
 /// The result that this error of a handshake is.
 pub fn failure(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::TimedOut {
+        return "timeout";
+    }
     let Some(inner) = error.get_ref() else { return "closed" };
     if inner.is::<PlainHttp>() {
         return "plain_http";

@@ -22,6 +22,9 @@ const SESSION_ID: usize = 5 + 4 + 2 + 32;
 /// The most that a hello may take with its records: 64 KiB, which is what the library takes.
 const LARGEST: usize = 96 * 1024;
 
+/// More than a hello takes that is not made to be large: those with post-quantum keys have 2 KiB.
+const USUAL: usize = 8 * 1024;
+
 /// A whole hello, parsed; its bytes are still in the buffer.
 #[expect(missing_debug_implementations, reason = "what the library parsed has none")]
 pub struct Hello(Accepted);
@@ -54,6 +57,44 @@ pub async fn read(stream: &mut TcpStream, received: &mut ReadBuffer) -> io::Resu
             return Ok(None);
         }
     }
+}
+
+/// Reads until the hello is whole, or until that is more than a usual one takes; returns how many bytes the last read
+/// had, 0 at the end of the stream. What can't become a hello counts as whole: the session says what is wrong with it.
+pub async fn arrive(stream: &mut TcpStream, received: &mut ReadBuffer) -> io::Result<usize> {
+    loop {
+        let count = poll_fn(|cx| received.poll_read(stream, cx)).await?;
+        if count == 0 || received.data().len() > USUAL || is_whole(received.data()) {
+            return Ok(count);
+        }
+    }
+}
+
+/// Whether the first message of the handshake is there to its end, or is none (RFC 8446 §4, §5.1).
+pub fn is_whole(received: &[u8]) -> bool {
+    let (mut rest, mut message) = (received, 0);
+    let mut header = [0; 4];
+    while let Some(&kind) = rest.first() {
+        if kind != HANDSHAKE_RECORD {
+            return true;
+        }
+        let Some(([_, _, _, length @ ..], more)) = rest.split_first_chunk::<5>() else { return false };
+        let length = usize::from(u16::from_be_bytes(*length));
+        if length == 0 {
+            return true;
+        }
+        let Some((payload, after)) = more.split_at_checked(length) else { return false };
+        let missing = &mut header[message.min(4)..];
+        missing.iter_mut().zip(payload).for_each(|(to, from)| *to = *from);
+        message += length;
+        let [kind, length @ ..] = header;
+        let wanted = 4 + length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        if message >= 4 && (kind != CLIENT_HELLO || message >= wanted) {
+            return true;
+        }
+        rest = after;
+    }
+    false
 }
 
 /// Whether the client puts ChaCha20 first: it has no AES in hardware.
@@ -138,7 +179,69 @@ mod tests {
         }
     }
 
+    /// A hello of so many bytes in records of at most so many.
+    fn in_records(length: usize, record: usize) -> Vec<u8> {
+        let mut message = vec![CLIENT_HELLO];
+        message.extend(&u32::try_from(length).unwrap().to_be_bytes()[1..]);
+        message.resize(4 + length, 9);
+        let records = message.chunks(record).flat_map(|part| {
+            let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+            [&[HANDSHAKE_RECORD, 3, 1], &length[..], part].concat()
+        });
+        records.collect()
+    }
+
+    #[test]
+    fn is_whole_with_its_last_byte_however_it_is_cut() {
+        for record in [1, 3, 4, 5, 250, 300] {
+            let bytes = in_records(200, record);
+            for length in 0..bytes.len() {
+                assert!(!is_whole(&bytes[..length]), "{length} bytes in records of {record}");
+            }
+            assert!(is_whole(&bytes));
+            assert!(is_whole(&[&bytes[..], b"more"].concat()));
+        }
+    }
+
+    #[test]
+    fn what_becomes_no_hello_is_not_waited_for() {
+        let bytes = in_records(200, 20);
+        for (at, byte) in [(0, 23), (0, b'G'), (5, 2), (25, 21)] {
+            let mut bytes = bytes.clone();
+            bytes[at] = byte;
+            let records = at / 25 + 1;
+            assert!(is_whole(&bytes[..records * 25]), "byte {at}");
+        }
+        assert!(is_whole(b"G"));
+        assert!(is_whole(&[22, 3, 1, 0, 0]), "an empty record");
+    }
+
     proptest! {
+        #[test]
+        fn what_the_library_takes_for_a_hello_is_whole_and_not_before(
+            suites in vec(any::<u16>(), 1..90), session_id in 0_usize..=32, cut in 1_usize..300,
+        ) {
+            let hello = hello(session_id, &suites);
+            let mut message = vec![CLIENT_HELLO];
+            message.extend(&u32::try_from(hello.len() - 9).unwrap().to_be_bytes()[1..]);
+            message.extend(&hello[9..]);
+            let mut bytes = Vec::new();
+            for part in message.chunks(cut) {
+                bytes.extend([HANDSHAKE_RECORD, 3, 1]);
+                bytes.extend(u16::try_from(part.len()).unwrap().to_be_bytes());
+                bytes.extend(part);
+            }
+            let mut acceptor = Acceptor::default();
+            for (at, byte) in bytes.iter().enumerate() {
+                acceptor.read_tls(&mut &[*byte][..]).unwrap();
+                let taken = !matches!(acceptor.accept(), Ok(None));
+                prop_assert_eq!(taken, is_whole(&bytes[..=at]), "at {} of {}", at, bytes.len());
+                if taken {
+                    break;
+                }
+            }
+        }
+
         #[test]
         fn takes_any_bytes(mut bytes in vec(any::<u8>(), 0..400), begins_well: bool) {
             if begins_well && bytes.len() > 5 {

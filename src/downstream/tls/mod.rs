@@ -58,15 +58,24 @@ struct Settings {
 const ACME_TLS: &[u8] = b"acme-tls/1";
 
 impl Acceptor {
-    /// Runs a handshake; the caller sets the deadline.
-    pub async fn accept(&self, mut stream: TcpStream) -> io::Result<(Box<TlsStream>, TlsFacts)> {
+    /// Waits for the client's hello, which is as good as free; the caller sets the deadline.
+    pub async fn hear(&self, stream: &mut TcpStream) -> io::Result<ReadBuffer> {
         let mut received = ReadBuffer::default();
-        if poll_fn(|cx| received.poll_read(&mut stream, cx)).await? == 0 {
+        if hello::arrive(stream, &mut received).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if PlainHttp::is_in(received.data()) {
             return Err(io::Error::other(PlainHttp));
         }
+        Ok(received)
+    }
+
+    /// Runs the handshake that begins with what was `received`; the caller sets the deadline.
+    pub async fn accept(
+        &self,
+        mut stream: TcpStream,
+        mut received: ReadBuffer,
+    ) -> io::Result<(Box<TlsStream>, TlsFacts)> {
         let policy = match self.look(&mut stream, &mut received).await? {
             Asked::Policy(policy) => policy,
             Asked::Challenge => return self.prove(stream, received).await,
@@ -362,12 +371,17 @@ mod tests {
         TlsConnector::from(Arc::new(config))
     }
 
+    async fn serve(acceptor: &Acceptor, mut stream: TcpStream) -> io::Result<(Box<TlsStream>, TlsFacts)> {
+        let received = acceptor.hear(&mut stream).await?;
+        acceptor.accept(stream, received).await
+    }
+
     async fn connect(acceptor: &Acceptor, client: &TlsConnector) -> client::TlsStream<TcpStream> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let theirs = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let ours = listener.accept().await.unwrap().0;
         let name = ServerName::try_from("localhost").unwrap();
-        let (ours, theirs) = tokio::join!(acceptor.accept(ours), client.connect(name, theirs));
+        let (ours, theirs) = tokio::join!(serve(acceptor, ours), client.connect(name, theirs));
         let (mut ours, mut theirs) = (ours.unwrap().0, theirs.unwrap());
         ours.write_all(b"x").await.unwrap();
         theirs.read_exact(&mut [0]).await.unwrap();
@@ -436,7 +450,7 @@ mod tests {
         let ours = listener.accept().await.unwrap().0;
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let client = TlsConnector::from(Arc::new(config));
-        let (ours, theirs) = tokio::join!(acceptor.accept(ours), client.connect(name, theirs));
+        let (ours, theirs) = tokio::join!(serve(acceptor, ours), client.connect(name, theirs));
         let ours = ours.map_err(|error| *error.into_inner().unwrap().downcast::<Error>().unwrap())?.0;
         theirs.unwrap();
         assert_eq!(is_challenge(&ours), protocols == [ACME_TLS]);
