@@ -118,6 +118,8 @@ impl Pool {
 
     /// Adds a connection that requests share.
     pub fn share(&mut self, handle: h2::upstream::Handle, generation: u32) {
+        // Where a backend takes no streams at all, there would soon be a connection for each request.
+        self.shared.retain(|shared| shared.handle.has_room() || shared.handle.is_busy());
         self.shared.push(Shared { handle, generation, used: Instant::now() });
     }
 
@@ -301,6 +303,31 @@ mod tests {
         }
         pool.sweep(start + KEPT_FOR, LONG, None);
         assert_eq!(pool.idle(), 2 * KEPT - 5);
+    }
+
+    #[tokio::test]
+    async fn lets_go_of_shared_connections_that_take_no_stream() {
+        let peer = Peer::new().await;
+        let mut pool = Pool::default();
+        let open = async {
+            for _ in 0..3 {
+                let ours = TcpStream::connect(peer.listener.local_addr().unwrap()).await.unwrap();
+                let theirs = peer.listener.accept().await.unwrap().0;
+                tokio::task::spawn_local(async move {
+                    let builder = ::h2::server::Builder::new().max_concurrent_streams(0).clone();
+                    let mut backend = builder.handshake::<_, &[u8]>(theirs).await.unwrap();
+                    while backend.accept().await.is_some() {}
+                });
+                let (handle, drive) = h2::upstream::handshake(Transport::Tcp(ours)).await.unwrap();
+                tokio::task::spawn_local(drive);
+                while handle.has_room() {
+                    tokio::task::yield_now().await;
+                }
+                pool.share(handle, 0);
+            }
+        };
+        tokio::task::LocalSet::new().run_until(open).await;
+        assert_eq!(pool.shared.len(), 1);
     }
 
     #[tokio::test]
