@@ -18,6 +18,7 @@ mod hsts;
 mod identity;
 mod limits;
 mod listeners;
+mod loops;
 mod networks;
 mod ocsp;
 mod pem;
@@ -407,12 +408,15 @@ pub struct Backend {
 impl Backend {
     /// Whether what is sent to it stays on this machine.
     pub fn is_local(&self) -> bool {
+        // Names: RFC 6761 §6.3
+        let is_local = self.host == "localhost" || self.host.ends_with(".localhost");
+        self.ip().map_or(is_local, |ip| ip.is_loopback())
+    }
+
+    /// Its address, where its host is one and no name; an IPv4 address that is mapped to IPv6 as what it is.
+    fn ip(&self) -> Option<std::net::IpAddr> {
         let host = self.host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&self.host);
-        match host.parse::<std::net::IpAddr>() {
-            Ok(ip) => ip.to_canonical().is_loopback(),
-            // RFC 6761 §6.3
-            Err(_) => host == "localhost" || host.ends_with(".localhost"),
-        }
+        host.parse().ok().map(|ip: std::net::IpAddr| ip.to_canonical())
     }
 }
 

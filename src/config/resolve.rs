@@ -14,7 +14,7 @@ use super::{
     diagnostics::{Problem, quote},
     file::{File, WrittenCluster, WrittenLog},
     firewall::Lists,
-    listeners,
+    listeners, loops,
     reader::At,
     routes,
 };
@@ -33,6 +33,9 @@ pub(super) fn resolve(
     let names = listeners::names(&file.listeners);
     let mut lists = Lists::new(base);
     let routes = if is_broken { None } else { routes::resolve(&file, &names, &mut lists, problems) };
+    if let Some(routes) = &routes {
+        loops::check(&file, &names, routes, problems);
+    }
     let acme_spans = acme::spans(&file.listeners);
     let chains: Vec<_> = file.listeners.iter().map(listeners::chain_spans).collect();
     let listeners: Vec<_> = std::mem::take(&mut file.listeners)

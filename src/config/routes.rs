@@ -153,7 +153,8 @@ fn check_reach(matches: &[Option<Match<'_>>], listeners: &[WrittenListener], pro
     }
 }
 
-fn redirects(listener: &WrittenListener) -> bool {
+/// Whether it answers every request by itself.
+pub(super) fn redirects(listener: &WrittenListener) -> bool {
     listener.tls.is_none() && listener.redirect_to_https.as_ref().is_some_and(|redirect| redirect.value)
 }
 
