@@ -10,7 +10,7 @@ use portcullis::{
     proxy::route::RouteTable,
     upstream::{
         balance::{RoundRobin, Tried},
-        pool::{Lease, Open, Pool},
+        pool::{Lease, Made, Open, Pool},
     },
 };
 use tokio::time::Instant;
@@ -121,7 +121,7 @@ fn pool(criterion: &mut Criterion) {
     let cells = Metrics::new(1).shard(0).backend("web", "127.0.0.1:1");
     let connection = h1::Connection::new(Transport::Tcp(stream));
     let (mut pool, now) = (Pool::default(), Instant::now());
-    pool.give(Lease::new(connection, Open::count(cells, Duration::ZERO), 0), now, None);
+    pool.give(Lease::new(connection, Open::count(cells, Duration::ZERO), Made::default()), now, None);
     criterion.bench_function("pool/take and give", |bencher| {
         bencher.iter(|| {
             let lease = pool.take(now, Duration::from_mins(1)).expect("the idle connection");

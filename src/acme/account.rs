@@ -27,7 +27,12 @@ pub(super) async fn open(
     let again = serde_json::to_value(&credentials).and_then(serde_json::from_value);
     let account = builder(client).from_credentials(credentials).await?;
     if contact != wanted.contact {
-        account.update_contacts(&references(&wanted.contact)).await?;
+        // WHY: certificates matter more than who is told about them.
+        if let Err(error) = account.update_contacts(&references(&wanted.contact)).await {
+            let Failure { detail, .. } = error.into();
+            tracing::warn!("acme: the contact of the account {} stays as it was: {detail}", account.id());
+            return Ok(account);
+        }
         if let Ok(credentials) = again {
             storage.keep_account(&Kept { contact: wanted.contact.clone(), credentials })?;
         }

@@ -8,10 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, header::RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Request, header::RETRY_AFTER};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use tokio::{net::TcpStream, time::timeout};
 
+use super::schedule::DAY;
 use crate::{
     config::{ClusterTls, Protocol, TlsVersion, TrustedCa},
     http::fetch,
@@ -31,7 +32,7 @@ pub(super) struct Client(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     tls: ClusterConnector,
-    /// How many seconds the directory asked us to wait with its last refusal: the library does not pass it on.
+    /// The most seconds that the directory asked us to wait with a refusal: the library does not pass it on.
     retry_after: Mutex<Option<i64>>,
 }
 
@@ -77,9 +78,11 @@ impl Client {
         let stream = stream.map_err(|error| failed("TLS with", &error.detail))?;
         let answer = fetch::fetch(stream, request, LARGEST_ANSWER).await;
         let answer = answer.map_err(|error| failed("asking", &error))?;
-        let wish = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let mut answer = answer;
+        let wish = bound_wish(answer.headers_mut());
         if answer.status().is_client_error() || answer.status().is_server_error() {
-            *self.0.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = wish;
+            let mut longest = self.0.retry_after.lock().unwrap_or_else(PoisonError::into_inner);
+            *longest = wish.max(*longest);
         }
         Ok(BytesResponse::from(answer))
     }
@@ -98,6 +101,18 @@ impl HttpClient for Client {
             answer.map_err(|error| Error::Other(Box::new(error)))
         })
     }
+}
+
+/// How many seconds an answer asks us to wait, a day at most. It is told no other number from here on: one without
+/// bounds is too much for the library's clock.
+fn bound_wish(fields: &mut HeaderMap) -> Option<i64> {
+    let text = fields.get(RETRY_AFTER)?.to_str().ok()?;
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let wish = text.parse().unwrap_or(DAY).min(DAY);
+    fields.insert(RETRY_AFTER, HeaderValue::from(wish));
+    Some(wish)
 }
 
 /// Tries the addresses of a name in their order.
@@ -120,3 +135,28 @@ impl fmt::Display for Unreachable {
 }
 
 impl std::error::Error for Unreachable {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_has_bounds_for_us_and_for_the_library() {
+        for (text, wish, left) in [
+            ("0", Some(0), "0"),
+            ("120", Some(120), "120"),
+            ("86401", Some(DAY), "86400"),
+            ("18446744073709551615", Some(DAY), "86400"),
+            ("99999999999999999999999999", Some(DAY), "86400"),
+            ("-1", None, "-1"),
+            ("", None, ""),
+            ("Fri, 27 Nov 2026 12:00:00 GMT", None, "Fri, 27 Nov 2026 12:00:00 GMT"),
+        ] {
+            let mut fields = HeaderMap::new();
+            fields.insert(RETRY_AFTER, HeaderValue::from_static(text));
+            assert_eq!(bound_wish(&mut fields), wish, "{text}");
+            assert_eq!(fields[RETRY_AFTER], left);
+        }
+        assert_eq!(bound_wish(&mut HeaderMap::new()), None);
+    }
+}

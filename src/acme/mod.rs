@@ -124,7 +124,9 @@ impl Job {
                 Ok(Step::Ask(_)) => self.ask(&surroundings).await,
                 Ok(Step::Order(_)) => self.renew(&surroundings).await,
             }
-            self.remember(self.memory).await;
+            if let Err(error) = self.remember(self.memory).await {
+                tracing::error!("acme: a restart will not know of the last failures: {error}");
+            }
         }
     }
 
@@ -231,7 +233,10 @@ impl Job {
             }
             Err(error) => return self.fail(&error.into(), None, &surroundings.metrics),
         };
-        self.remember(self.memory.trying(now(), fastrand::f64())).await;
+        if let Err(error) = self.remember(self.memory.trying(now(), fastrand::f64())).await {
+            // WHY: what could not be remembered would be ordered again after each restart, and lost each time.
+            return self.fail(&error.into(), None, &surroundings.metrics);
+        }
         let old = self.life();
         self.client.take_retry_after();
         let obtained = timeout(ORDER_DEADLINE, self.obtain(surroundings)).await;
@@ -281,11 +286,12 @@ impl Job {
         let stage = Stage { tls: surroundings.tls.clone(), http: surroundings.http.clone() };
         let replaces = self.shown.as_ref().and_then(|shown| shown.identifier.clone());
         let account = self.account(surroundings).await?;
-        let obtained = match order::obtain(&self.acme, &account, replaces.clone(), &stage).await {
+        let obtained = match order::obtain(&self.acme, &account, replaces, &stage).await {
             Err(Failure { kind: Kind::UnknownAccount, .. }) => {
                 tracing::warn!("acme: {} does not know the account any more", self.acme.account.directory);
                 let account = account::register(&self.acme.account, &self.storage, &self.client).await?;
-                order::obtain(&self.acme, &account, replaces, &stage).await
+                // What another account got, this one can't replace.
+                order::obtain(&self.acme, &account, None, &stage).await
             }
             obtained => obtained,
         };
@@ -326,12 +332,11 @@ impl Job {
         }
     }
 
-    async fn remember(&self, memory: Memory) {
+    async fn remember(&self, memory: Memory) -> Result<(), StorageError> {
         let storage = self.storage.clone();
         let kept = tokio::task::spawn_blocking(move || storage.keep_memory(&memory)).await;
-        if let Ok(Err(error)) = kept {
-            tracing::error!("acme: a restart will not know of the last failures: {error}");
-        }
+        // One that panics has been told.
+        kept.unwrap_or(Ok(()))
     }
 }
 

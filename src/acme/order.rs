@@ -76,8 +76,13 @@ async fn place(
             Ok(order) => return Ok(order),
             Err(error) => {
                 let failure = Failure::from(error);
-                // One that can't be named as replaced is no reason to have none.
-                if !matches!(failure.kind, Kind::AlreadyReplaced | Kind::BadAnswer) {
+                // One that can't be named as replaced is no reason to have none: the directory may not know it, or
+                // know it as that of another account.
+                let is_another_matter = matches!(
+                    failure.kind,
+                    Kind::RateLimited | Kind::UnknownAccount | Kind::Unreachable | Kind::Timeout
+                );
+                if is_another_matter {
                     return Err(failure);
                 }
                 tracing::debug!("acme: ordering without naming the old certificate: {}", failure.detail);

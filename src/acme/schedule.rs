@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 const LONGEST_SLEEP: Duration = Duration::from_mins(10);
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
-const DAY: i64 = 24 * HOUR;
+pub(super) const DAY: i64 = 24 * HOUR;
 
 /// How often the directory may be asked when it wants a certificate renewed (RFC 9773 §4.3.2).
 const ASK_AT_LEAST: i64 = MINUTE;
@@ -138,6 +138,7 @@ impl Memory {
 
     /// A certificate came in place of one with the life `old`.
     pub(super) fn issued(&mut self, now: i64, old: Option<Life>, new: Life, share: f64) {
+        let failures = self.failures;
         *self = Memory { hasty: self.hasty, ..Memory::default() };
         let early = old.is_some_and(|old| now < old.begin + (old.end - old.begin) / 3);
         self.hasty = if early { self.hasty.saturating_add(1) } else { 0 };
@@ -146,6 +147,7 @@ impl Memory {
         }
         // One that would have to be renewed at once: a clock is wrong, and the next would be no better.
         if renewal(new, 1.0) <= now {
+            self.failures = failures;
             self.failed(now, Setback::Refused, None, share);
         }
     }
@@ -316,6 +318,8 @@ mod tests {
         let mut memory = Memory::default();
         memory.issued(LIFE.end, None, LIFE, 0.5);
         assert_eq!((memory.failures, memory.not_before), (1, LIFE.end + 8 * MINUTE));
+        memory.issued(LIFE.end, None, LIFE, 0.5);
+        assert_eq!((memory.failures, memory.not_before), (2, LIFE.end + 16 * MINUTE), "later and later");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::{
+    runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, watch},
     task::JoinSet,
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     admin::Admin,
     http::plain::{self, Entrance},
-    observe::{AccessLog, Shard},
+    observe::{AccessLog, Shard, flush_program_log},
     upstream::{
         cluster::Cluster,
         probe::{self, ProbeReport},
@@ -33,6 +34,8 @@ use crate::{
 
 /// How long the last access-log lines may take to be written.
 pub(super) const LAST_LINES: Duration = Duration::from_secs(2);
+/// The same for the last messages of the program log.
+pub(super) const LAST_MESSAGES: Duration = Duration::from_millis(500);
 /// How long workers may take to let go of what was cut.
 const CUT: Duration = Duration::from_secs(1);
 
@@ -57,22 +60,45 @@ impl Stopper {
     }
 }
 
+#[derive(Debug)]
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// What nginx opens its logs anew for.
+    user: Signal,
+    /// With a handler, a write beyond `ulimit -f` is an error and not the end of the process.
+    _too_large: Signal,
 }
 
-/// Runs until a signal and the drain after it.
-pub(super) fn run(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(serve(control, workers));
-    runtime.shutdown_background();
-    ended
+/// What listens for signals from the beginning of the start on: one that comes early takes effect once all serve, where
+/// it would end the process, or be lost to the first process of a container.
+#[derive(Debug)]
+pub(super) struct Desk {
+    runtime: Runtime,
+    signals: Signals,
 }
 
-async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result<()> {
-    let mut signals = Signals::new()?;
+impl Desk {
+    /// Starts no thread.
+    pub(super) fn open() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = {
+            let _inside = runtime.enter();
+            Signals::new()?
+        };
+        Ok(Desk { runtime, signals })
+    }
+
+    /// Runs until a signal and the drain after it.
+    pub(super) fn run(self, control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result<()> {
+        let ended = self.runtime.block_on(serve(control, self.signals, workers));
+        self.runtime.shutdown_background();
+        ended
+    }
+}
+
+async fn serve(control: Control<'_>, mut signals: Signals, workers: Vec<JoinHandle<()>>) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     let (entrance, socket_file) = control.admin_door.map(open).transpose()?.unzip();
     if let Some(entrance) = entrance {
@@ -101,7 +127,7 @@ async fn serve(control: Control<'_>, workers: Vec<JoinHandle<()>>) -> io::Result
         () = signals.end(control.log) => {}
         () = control.stopper.0.notified() => {}
     }
-    drain(&control.admin, &control.phase, &mut signals, workers).await;
+    drain(&control.admin, &control.phase, (&mut signals, control.log), workers).await;
     drop(socket_file);
     Ok(())
 }
@@ -131,7 +157,7 @@ fn reporter(cluster: &Cluster, shard: &Shard) -> impl Fn(&ProbeReport<'_>) + Clo
 async fn drain(
     admin: &Admin,
     phase: &watch::Sender<Phase>,
-    signals: &mut Signals,
+    (signals, log): (&mut Signals, &AccessLog),
     workers: Vec<JoinHandle<()>>,
 ) {
     admin.draining.store(true, Ordering::Relaxed);
@@ -150,8 +176,9 @@ async fn drain(
         () = tokio::time::sleep(limit) => {
             tracing::warn!("connections were still open after {limit:?}: cut");
         }
-        () = signals.second() => {
+        () = signals.end(log) => {
             tracing::warn!("second signal: ending at once");
+            flush_program_log(LAST_MESSAGES);
             std::process::exit(1);
         }
     }
@@ -166,10 +193,12 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined1())?,
+            _too_large: signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?,
         })
     }
 
-    /// Waits for the signal to end; a hang-up opens the access log anew, for log rotation.
+    /// Waits for the signal to end; others open the access log anew, for log rotation.
     async fn end(&mut self, log: &AccessLog) {
         loop {
             tokio::select! {
@@ -179,14 +208,11 @@ impl Signals {
                     log.reopen();
                     tracing::info!("SIGHUP: access log opened anew; the configuration is read at start only");
                 }
+                _ = self.user.recv() => {
+                    log.reopen();
+                    tracing::info!("SIGUSR1: access log opened anew");
+                }
             }
-        }
-    }
-
-    async fn second(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
         }
     }
 }

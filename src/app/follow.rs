@@ -12,6 +12,10 @@ use crate::{
 /// How long a change may go unseen.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
+/// Looks between two tries to load what could not be: a certificate that is not valid yet, say, or files that could
+/// not be opened for want of descriptors.
+const RETRY: u32 = 60;
+
 /// Loads files anew and puts them in force; says what is in force now, or what is wrong.
 type Load = Arc<dyn Fn() -> Result<String, String> + Send + Sync>;
 
@@ -24,6 +28,8 @@ pub(super) struct Follower {
     load: Load,
     /// The last load failed, which was not told yet.
     in_doubt: bool,
+    /// Looks until the next try, where what is there could not be used.
+    retry: Option<u32>,
 }
 
 impl Follower {
@@ -33,7 +39,7 @@ impl Follower {
         stamps: Stamps,
         load: impl Fn() -> Result<String, String> + Send + Sync + 'static,
     ) -> Self {
-        Follower { kind, what, stamps, load: Arc::new(load), in_doubt: false }
+        Follower { kind, what, stamps, load: Arc::new(load), in_doubt: false, retry: None }
     }
 
     /// One look; whether files were loaded, and went well.
@@ -42,7 +48,8 @@ impl Follower {
     /// before it counts, and is told once for a change.
     async fn look(&mut self) -> Option<bool> {
         let changed = self.stamps.changed();
-        if !changed && !self.in_doubt {
+        self.retry = self.retry.map(|looks| looks.saturating_sub(1));
+        if !changed && !self.in_doubt && self.retry != Some(0) {
             return None;
         }
         let load = self.load.clone();
@@ -50,7 +57,7 @@ impl Follower {
         let loaded = tokio::task::spawn_blocking(move || load()).await;
         match loaded.unwrap_or_else(|_| Err("it can't be read without a panic".to_owned())) {
             Ok(now) => {
-                self.in_doubt = false;
+                (self.in_doubt, self.retry) = (false, None);
                 tracing::info!("{} changed: {now}", self.what);
                 Some(true)
             }
@@ -58,8 +65,12 @@ impl Follower {
                 self.in_doubt = true;
                 None
             }
+            Err(_) if !self.in_doubt => {
+                self.retry = Some(RETRY);
+                None
+            }
             Err(error) => {
-                self.in_doubt = false;
+                (self.in_doubt, self.retry) = (false, Some(RETRY));
                 tracing::warn!("{} changed and can't be used: {error}; what was in force stays", self.what);
                 Some(false)
             }
@@ -69,6 +80,9 @@ impl Follower {
 
 /// Runs for ever; calls `tick` at each look.
 pub(super) async fn keep(mut followers: Vec<Follower>, metrics: Arc<Metrics>, tick: impl Fn()) {
+    for follower in &followers {
+        metrics.tls_file_followed(follower.kind);
+    }
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -93,7 +107,14 @@ impl fmt::Debug for Follower {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, sync::Mutex};
+    use std::{
+        fs,
+        path::Path,
+        sync::{
+            Mutex,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
 
     use super::*;
 
@@ -141,6 +162,34 @@ mod tests {
         fs::remove_file(&file).unwrap();
         assert_eq!([follower.look().await, follower.look().await], [None, Some(false)]);
         assert_eq!(*number.lock().unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_used_is_tried_again_without_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("number");
+        fs::write(&file, "1").unwrap();
+        let (mut follower, number) = follower(&file);
+        let (load, valid) = (follower.load.clone(), Arc::new(AtomicBool::new(false)));
+        let is_valid = valid.clone();
+        follower.load =
+            Arc::new(
+                move || {
+                    if is_valid.load(Ordering::Relaxed) { load() } else { Err("not valid yet".to_owned()) }
+                },
+            );
+        fs::write(&file, "22").unwrap();
+        assert_eq!([follower.look().await, follower.look().await], [None, Some(false)]);
+        for _ in 0..2 * RETRY {
+            assert_eq!(follower.look().await, None, "told once");
+        }
+        valid.store(true, Ordering::Relaxed);
+        let mut looks = 1;
+        while follower.look().await.is_none() {
+            looks += 1;
+        }
+        assert_eq!((looks, *number.lock().unwrap()), (RETRY, 22));
+        assert_eq!(follower.retry, None);
     }
 
     #[tokio::test]

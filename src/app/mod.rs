@@ -29,7 +29,7 @@ use crate::{
     config::Config,
     downstream::tls,
     firewall::Firewall,
-    observe::{AccessLog, Metrics, Shard},
+    observe::{AccessLog, Metrics, Shard, detach_program_log, flush_program_log},
     upstream::cluster::Cluster,
 };
 
@@ -58,6 +58,7 @@ pub enum StartError {
 /// Everything bound and ready, not yet running.
 #[derive(Debug)]
 pub struct App {
+    desk: control::Desk,
     admin: Arc<Admin>,
     admin_door: Option<bind::AdminDoor>,
     workers: Vec<worker::Plan>,
@@ -76,6 +77,7 @@ impl App {
     ///
     /// With a sandbox, the calling thread stays in it.
     pub fn new(mut config: Config) -> Result<App, StartError> {
+        let desk = control::Desk::open().map_err(StartError::Thread)?;
         let nofile = privileges::raise_file_limit();
         let clusters = clusters(&config)?;
         let acceptors = acceptors(&config)?;
@@ -91,12 +93,12 @@ impl App {
         let challenges = Arc::default();
         let orders = acme::Orders::open(&config, &certificates, &challenges, &metrics)?;
         sandbox::enter(&config);
+        detach_program_log().map_err(StartError::Thread)?;
         let log = AccessLog::start(&config.log, &metrics).map_err(StartError::AccessLog)?;
         announce(&clusters, &metrics.shard(config.workers));
         certificates.announce();
         let phase = watch::Sender::new(Phase::Serve);
-        let admissions = worker::admissions(&config, nofile);
-        let places = worker::places(&config, nofile);
+        let (admissions, places) = (worker::admissions(&config, nofile), worker::places(&config, nofile));
         let workers = sockets
             .into_iter()
             .enumerate()
@@ -124,7 +126,17 @@ impl App {
             .collect();
         let admin = Admin { config, firewall, clusters, metrics, draining: AtomicBool::new(false) };
         let (admin, admin_door) = (Arc::new(admin), admin_tcp.or(admin_unix));
-        Ok(App { admin, admin_door, workers, certificates, orders, log, phase, stopper: Stopper::default() })
+        Ok(App {
+            desk,
+            admin,
+            admin_door,
+            workers,
+            certificates,
+            orders,
+            log,
+            phase,
+            stopper: Stopper::default(),
+        })
     }
 
     /// What will be served, with the ports that the kernel chose where 0 was configured.
@@ -157,11 +169,12 @@ impl App {
             log: &self.log,
             stopper: self.stopper,
         };
-        let result = control::run(control, threads);
+        let result = self.desk.run(control, threads);
         let lost = self.log.finish(control::LAST_LINES);
         if lost > 0 {
             tracing::warn!("{lost} access log lines could not be written");
         }
+        flush_program_log(control::LAST_MESSAGES);
         result.map_err(StartError::Thread)
     }
 }

@@ -1,8 +1,10 @@
 //! What the process may do: how many files it may open, and as whom it runs.
 
+use std::ffi::CString;
+
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::{Group, Uid, User, setgid, setgroups, setuid},
+    unistd::{Gid, Group, Uid, User, initgroups, setgid, setgroups, setuid},
 };
 
 /// Raises the soft limit on open files to the hard one and returns what holds now.
@@ -16,9 +18,9 @@ pub(super) fn raise_file_limit() -> usize {
 ///
 /// # Errors
 /// What the operator has to mend, in words.
-pub(super) fn drop_to(user: Option<&str>, group: Option<&str>) -> Result<(), String> {
+pub(super) fn drop_to(user: Option<&str>, named: Option<&str>) -> Result<(), String> {
     let user = user.map(find_user).transpose()?;
-    let group = match (group, &user) {
+    let group = match (named, &user) {
         (Some(name), _) => Some(find_group(name)?.gid),
         (None, Some(user)) => Some(user.gid),
         (None, None) => None,
@@ -33,14 +35,23 @@ pub(super) fn drop_to(user: Option<&str>, group: Option<&str>) -> Result<(), Str
                 .to_owned(),
         );
     }
-    if let Some(group) = group {
-        setgroups(&[group]).map_err(|error| format!("dropping supplementary groups failed: {error}"))?;
-        setgid(group).map_err(|error| format!("changing to group {group} failed: {error}"))?;
+    if let Some(gid) = group {
+        groups(user.as_ref().filter(|_| named.is_none()), gid)?;
+        setgid(gid).map_err(|error| format!("changing to group {gid} failed: {error}"))?;
     }
     if let Some(user) = user {
         setuid(user.uid).map_err(|error| format!("changing to user \"{}\" failed: {error}", user.name))?;
     }
     Ok(())
+}
+
+/// The supplementary groups of the user, or none.
+fn groups(user: Option<&User>, group: Gid) -> Result<(), String> {
+    let set = match user.and_then(|user| CString::new(user.name.as_str()).ok()) {
+        Some(name) => initgroups(&name, group),
+        None => setgroups(&[group]),
+    };
+    set.map_err(|error| format!("changing the supplementary groups failed: {error}"))
 }
 
 fn find_user(name: &str) -> Result<User, String> {

@@ -102,7 +102,11 @@ pub(super) fn admissions(config: &Config, nofile: usize) -> Vec<Arc<Admission>> 
 pub(super) fn start(plan: Plan) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("worker-{}", plan.index)).spawn(move || {
         match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-            Ok(runtime) => runtime.block_on(run(plan)),
+            Ok(runtime) => {
+                runtime.block_on(run(plan));
+                // WHY: a resolver that hangs must not keep the process from its end.
+                runtime.shutdown_background();
+            }
             Err(error) => tracing::error!("worker {} can't start: {error}", plan.index),
         }
     })

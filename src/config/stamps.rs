@@ -9,7 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What tells one state of a file from the next: device, inode, size, time of change.
+/// What tells one state of a file from the next: device, inode, size, and when anything of it changed, the permission to
+/// read it included.
 type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 /// Files that belong together, and what they were when they were looked at last.
@@ -58,12 +59,12 @@ impl Stamps {
 
 fn stamp(path: &Path) -> Stamp {
     let found = fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+    Some((found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -79,6 +80,17 @@ mod tests {
         fs::write(&files[0], "longer").unwrap();
         assert!(stamps.changed() && !stamps.changed());
         fs::remove_file(&files[0]).unwrap();
+        assert!(stamps.changed() && !stamps.changed());
+    }
+
+    #[test]
+    fn sees_that_a_file_may_be_read_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        fs::write(&file, "1").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
+        let mut stamps = Stamps::of(vec![file.clone()]);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(stamps.changed() && !stamps.changed());
     }
 

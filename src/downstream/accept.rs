@@ -14,7 +14,7 @@ use super::{admission::Admission, announcement, connection, tls::Acceptor};
 use crate::{
     error::Reason,
     observe::Throttle,
-    proxy::worker::{Worker, enforced, reject},
+    proxy::worker::{Seat, Worker, enforced, reject},
 };
 
 /// After an error that has no cause in the connection itself, such as no free file descriptor.
@@ -35,6 +35,8 @@ pub struct Door {
 
 /// Accepts until the worker drains; what the kernel has queued by then is still served.
 pub async fn run(worker: Rc<Worker>, door: Rc<Door>) {
+    // A drain waits for it as for a connection.
+    let _seat = Seat::take(&worker);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -87,7 +89,9 @@ fn open(worker: &Rc<Worker>, door: &Door, stream: TcpStream, peer: SocketAddr) {
         worker.view().listeners[door.listener].cells.handshake("overloaded", Duration::ZERO);
         return worker.shard.error(Reason::Overloaded);
     }
-    let arrival = connection::Arrival { listener: door.listener, stream, peer, admitted, announces };
+    // Taken here: a drain waits for those who sit, and the task has yet to begin.
+    let seat = Seat::take(worker);
+    let arrival = connection::Arrival { listener: door.listener, stream, peer, admitted, seat, announces };
     tokio::task::spawn_local(connection::serve(worker.clone(), arrival, door.tls.clone()));
 }
 

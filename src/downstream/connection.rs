@@ -30,6 +30,7 @@ pub struct Arrival {
     pub stream: TcpStream,
     pub peer: SocketAddr,
     pub admitted: Admitted,
+    pub seat: Seat,
     /// It begins with a PROXY protocol header, and is not counted under an address before that.
     pub announces: bool,
 }
@@ -60,8 +61,7 @@ impl Drop for Counted {
 /// Serves a connection until it ends; never fails, what goes wrong is counted.
 pub async fn serve(worker: Rc<Worker>, arrival: Arrival, acceptor: Option<tls::Acceptor>) {
     let _counted = Counted::new(&worker, arrival.listener);
-    let Arrival { listener, mut stream, peer, mut admitted, announces } = arrival;
-    let seat = Seat::take(&worker);
+    let Arrival { listener, mut stream, peer, mut admitted, seat, announces } = arrival;
     poll_fn(|cx| {
         seat.remember(cx.waker());
         Poll::Ready(())

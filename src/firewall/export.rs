@@ -170,16 +170,15 @@ table inet portcullis_{role} {{
         ct state established,related accept
         ct state invalid drop
         iif \"lo\" accept
-        # Neighbours and routers of IPv6, path MTU and errors, and a little ping.
+        # Neighbours, routers, groups and leases of IPv6, path MTU and errors, and a little ping.
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, nd-router-solicit }} accept
+        icmpv6 type {{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} accept
+        ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
         icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} accept
         icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} accept
         icmp type echo-request limit rate 10/second accept
         icmpv6 type echo-request limit rate 10/second accept
 {}    }}
-    chain forward {{
-        type filter hook forward priority filter; policy drop;
-    }}
 }}
 ",
             self.0
@@ -248,7 +247,7 @@ mod tests {
     }
 
     fn accepts(rules: &str) -> Vec<&str> {
-        rules.lines().map(str::trim).filter(|line| line.contains("dport")).collect()
+        rules.lines().map(str::trim).filter(|line| line.contains("tcp dport")).collect()
     }
 
     #[test]

@@ -228,28 +228,26 @@ impl Firewall {
         Ok(())
     }
 
-    /// Counts a rejection of a client; bans it where that was one too many. Returns whether it is
+    /// Counts a rejection of a client; bans it where that was one too many. Returns for how long, if it is
     /// newly banned.
-    pub fn rejected(&self, listener: usize, client_ip: IpAddr, reason: Reason, now: Instant) -> bool {
-        let Some(rule) = self.tables.bans else { return false };
+    pub fn rejected(
+        &self,
+        listener: usize,
+        client_ip: IpAddr,
+        reason: Reason,
+        now: Instant,
+    ) -> Option<Duration> {
+        let rule = self.tables.bans?;
         if !reason.counts_towards_ban() || self.listeners[listener].dry_run {
-            return false;
+            return None;
         }
         let client = self.client(client_ip);
         let tag = self.tag(client).within(self.rejections);
         if self.buckets.take(tag, rule.rate().into(), self.clock(now)).is_ok() {
-            return false;
+            return None;
         }
         self.buckets.refill(tag);
-        let is_new = self.bans.add(client, now + rule.duration, now);
-        if is_new {
-            tracing::info!(
-                "{client_ip} is banned for {:?}: rejected again with {}",
-                rule.duration,
-                reason.code()
-            );
-        }
-        is_new
+        self.bans.add(client, now + rule.duration, now).then_some(rule.duration)
     }
 
     /// The bans that hold.
@@ -463,7 +461,7 @@ mod tests {
     fn so_many_rejections_ban_and_a_lifted_ban_begins_anew() {
         let firewall = firewall("[firewall.bans]\nafter = 3\nwindow = \"30s\"\nduration = \"1m\"");
         let (now, bad) = (Instant::now(), ip("10.0.0.9"));
-        let reject = |reason| firewall.rejected(0, bad, reason, now);
+        let reject = |reason| firewall.rejected(0, bad, reason, now).is_some();
         // Going away is no offence.
         assert!((0..100).all(|_| !reject(Reason::ClientClosed)));
         assert_eq!(
@@ -478,12 +476,11 @@ mod tests {
         assert_eq!(firewall.connection(0, bad, now), Ok(()));
         assert_eq!([reject(Reason::BadRequest), reject(Reason::BadRequest)], [false, false]);
         // Slowly enough, forever.
-        assert!((1..100).all(|times| !firewall.rejected(
-            0,
-            bad,
-            Reason::BadRequest,
-            now + times * 11 * SECOND
-        )));
+        assert!(
+            (1..100).all(|times| firewall
+                .rejected(0, bad, Reason::BadRequest, now + times * 11 * SECOND)
+                .is_none())
+        );
     }
 
     #[test]
@@ -492,7 +489,7 @@ mod tests {
         let now = Instant::now();
         let refusal = firewall.connection(0, ip("10.0.0.1"), now).unwrap_err();
         assert!(refusal.dry_run && refusal.reason == Reason::Denied);
-        assert!(!firewall.rejected(0, ip("10.0.0.1"), Reason::Denied, now));
+        assert!(firewall.rejected(0, ip("10.0.0.1"), Reason::Denied, now).is_none());
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub use metrics::{
     BackendCells, BackendTotals, CertificateExpiry, ClusterCells, ListenerCells, Metrics, NO_ROUTE,
     RouteCells, SeriesOwner, Shard, TlsFile,
 };
-pub use program_log::{Throttle, start_program_log};
+pub use program_log::{Throttle, detach_program_log, flush_program_log, start_program_log};
 pub use record::{ClientInfo, Record, TlsInfo};
 
 /// What a client speaks with us: the `protocol` of metrics and of the access log.

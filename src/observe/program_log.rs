@@ -1,10 +1,17 @@
 //! What does the program itself say, and how often?
 //!
 //! Events go to standard error, each on one line whatever is in it. A message that traffic can
-//! provoke is held back by a `Throttle`, or a flood of connections would be a flood of lines.
+//! provoke is held back by a `Throttle`, or a flood of connections would be a flood of lines. Once the process
+//! serves, a thread of its own writes them: a reader of standard error that stalls keeps nobody from his work.
 
 use std::{
     io::{self, Write},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, Receiver, SyncSender},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -37,6 +44,75 @@ fn levels(level: Level) -> Targets {
     Targets::new().with_default(others).with_target(env!("CARGO_PKG_NAME"), level)
 }
 
+/// Events that wait for a standard error that stalls; those beyond are lost, and counted.
+const QUEUE: usize = 1024;
+
+/// Set once the thread is there that writes what is queued.
+static WRITER: OnceLock<Writer> = OnceLock::new();
+
+#[derive(Debug)]
+struct Writer {
+    queue: SyncSender<Message>,
+    lost: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Message {
+    Line(Vec<u8>),
+    /// Tell when all before it is written.
+    Flush(SyncSender<()>),
+}
+
+/// From now on events are written by a thread of their own, which has the restrictions of the calling thread. Does
+/// nothing a second time.
+pub fn detach_program_log() -> io::Result<()> {
+    let (queue, messages) = mpsc::sync_channel(QUEUE);
+    if WRITER.set(Writer { queue, lost: AtomicU64::new(0) }).is_ok() {
+        let thread = thread::Builder::new().name("program-log".to_owned());
+        thread.spawn(move || {
+            write_all(&messages, &mut io::stderr(), || WRITER.get().map_or(0, Writer::take_lost));
+        })?;
+    }
+    Ok(())
+}
+
+/// Waits until what was said so far is written, for at most so long.
+pub fn flush_program_log(limit: Duration) {
+    let Some(writer) = WRITER.get() else { return };
+    let (written, all) = mpsc::sync_channel(1);
+    if writer.queue.try_send(Message::Flush(written)).is_ok() {
+        // WHY: a reader that stalls must not keep the process from its end.
+        let _ = all.recv_timeout(limit);
+    }
+}
+
+impl Writer {
+    fn say(&self, line: Vec<u8>) {
+        if self.queue.try_send(Message::Line(line)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn take_lost(&self) -> u64 {
+        self.lost.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// Writes until nobody can say anything any more. Errors are swallowed: there is nowhere left to tell of them.
+fn write_all(messages: &Receiver<Message>, sink: &mut impl Write, mut lost: impl FnMut() -> u64) {
+    for message in messages {
+        match message {
+            Message::Line(line) => _ = sink.write_all(&line),
+            // Who asked may have left.
+            Message::Flush(written) => _ = written.try_send(()),
+        }
+        let lost = lost();
+        if lost > 0 {
+            tracing::warn!("standard error was not read: {lost} messages were lost");
+        }
+    }
+}
+
 /// Standard error, with each event kept on one line.
 #[derive(Clone, Copy, Debug)]
 struct OneLine;
@@ -53,7 +129,10 @@ impl Write for OneLine {
     /// `event` is a whole event with its line end, as the formatting layer writes it. Errors are
     /// swallowed: there is nowhere left to tell of them.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let _ = io::stderr().lock().write_all(&line(event));
+        match WRITER.get() {
+            Some(writer) => writer.say(line(event)),
+            None => _ = io::stderr().write_all(&line(event)),
+        }
         Ok(event.len())
     }
 
@@ -107,6 +186,37 @@ mod tests {
         assert_eq!(throttle.admit(start + Duration::from_nanos(999_999_999)), None);
         assert_eq!(throttle.admit(start + second), Some(2));
         assert_eq!(throttle.admit(start + 10 * second), Some(0));
+    }
+
+    #[test]
+    fn a_reader_that_stalls_costs_messages_and_keeps_nobody() {
+        let (mut reader, mut pipe) = io::pipe().unwrap();
+        let (queue, messages) = mpsc::sync_channel(2);
+        let writer = Writer { queue, lost: AtomicU64::new(0) };
+        let stalled = thread::spawn(move || write_all(&messages, &mut pipe, || 0));
+        // More than a pipe holds.
+        let line = [vec![b'x'; 1 << 20], b"\n".to_vec()].concat();
+        (0..10).for_each(|_| writer.say(line.clone()));
+        let lost = writer.take_lost();
+        assert!((7..=8).contains(&lost), "one is being written and two wait, {lost} are lost");
+        let mut text = Vec::new();
+        drop(writer);
+        io::Read::read_to_end(&mut reader, &mut text).unwrap();
+        assert_eq!(text, line.repeat(10 - usize::try_from(lost).unwrap()));
+        stalled.join().unwrap();
+    }
+
+    #[test]
+    fn a_flush_comes_back_when_all_before_it_is_written() {
+        let (queue, messages) = mpsc::sync_channel(QUEUE);
+        let (written, all) = mpsc::sync_channel(1);
+        queue.send(Message::Line(b"one\n".to_vec())).unwrap();
+        queue.send(Message::Flush(written)).unwrap();
+        drop(queue);
+        let mut sink = Vec::new();
+        write_all(&messages, &mut sink, || 0);
+        assert!(all.try_recv().is_ok());
+        assert_eq!(sink, b"one\n");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
     names, record,
     revocation::{self, Revoked},
 };
-use crate::config::private_ca;
+use crate::config::{date_text, private_ca};
 
 /// What a new CA is to be.
 #[derive(Debug)]
@@ -128,8 +128,13 @@ impl Authority {
     ) -> Result<Issued, PkiError> {
         self.check(names)?;
         let first = names.first().ok_or_else(|| PkiError::InvalidName(String::new()))?;
-        // A common name that could be a host would be held against the constraints by OpenSSL.
-        let mut leaf = template(&format!("backend {first}"), now, lifetime)?;
+        if seconds(now) >= self.not_after {
+            return Err(PkiError::Ended(date_text(self.not_after)));
+        }
+        // A common name that could be a host would be held against the constraints by OpenSSL. It has 64 characters
+        // at most (RFC 5280 §A.1).
+        let common_name: String = format!("backend {first}").chars().take(64).collect();
+        let mut leaf = template(&common_name, now, lifetime)?;
         let end = date_time_ymd(1970, 1, 1) + since_epoch(self.not_after);
         leaf.not_after = leaf.not_after.min(end);
         leaf.subject_alt_names = names.iter().map(SubjectName::alternative).collect::<Result<_, _>>()?;
@@ -154,11 +159,12 @@ impl Authority {
     /// Issues anew what is in the last third of its time, or all with `everything`.
     pub fn renew(&self, everything: bool, now: SystemTime) -> Result<Vec<Issued>, PkiError> {
         let (mut renewed, mut in_use) = (Vec::new(), None);
-        for (record, state) in self.list(now)? {
+        let all = self.list(now)?;
+        for (record, state) in &all {
             let is_wanted = match state {
                 State::Revoked | State::Replaced => continue,
-                State::Due | State::Expired => true,
-                State::Valid => everything,
+                State::Due | State::Expired => !is_withdrawn(record, &all),
+                State::Valid => everything || self.is_half_issued(record),
             };
             // A name may have expired several times.
             let is_newest = in_use.replace(record.name().clone()).as_ref() != Some(record.name());
@@ -214,9 +220,23 @@ impl Authority {
         Ok(fresh)
     }
 
+    /// Whether what is to be copied is another one: an earlier attempt broke off.
+    fn is_half_issued(&self, record: &Record) -> bool {
+        let lies_there = folder::certificate(&self.folder.issued(record.name()).join("backend.crt"));
+        let Ok(lies_there) = lies_there else { return false };
+        let parsed = X509Certificate::from_der(&lies_there);
+        parsed.is_ok_and(|(_, parsed)| record::bare(parsed.raw_serial()) != record.serial)
+    }
+
     fn is_revoked(&self, record: &Record) -> bool {
         self.revoked.iter().any(|revoked| revoked.serial == record.serial)
     }
+}
+
+/// Whether the name was revoked after that: then what is left of it has merely expired before.
+fn is_withdrawn(record: &Record, all: &[(Record, State)]) -> bool {
+    let newer = |other: &Record| other.name() == record.name() && other.not_before > record.not_before;
+    all.iter().any(|(other, state)| *state == State::Revoked && newer(other))
 }
 
 /// The authority that running balancers have: below the CA, for clients' certificates alone, and

@@ -60,6 +60,7 @@ impl Folder {
 
     /// Makes the folder and those in it.
     pub(super) fn make(&self) -> Result<(), PkiError> {
+        make_folder(&self.root, 0o755)?;
         let parts = [private_ca::FOLDER, "issued", "archive"].map(|part| self.root.join(part));
         parts.iter().try_for_each(|part| make_folder(part, 0o755))
     }
@@ -76,8 +77,12 @@ impl Folder {
     }
 }
 
+/// A new folder has this mode whatever the umask; one that is there stays as it is.
 pub(super) fn make_folder(path: &Path, mode: u32) -> Result<(), PkiError> {
+    let is_new = !path.exists();
     let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+    let made = made
+        .and_then(|()| if is_new { fs::set_permissions(path, Permissions::from_mode(mode)) } else { Ok(()) });
     made.map_err(|error| failure("making", path, error))
 }
 

@@ -64,6 +64,8 @@ pub enum PkiError {
         name: String,
         known: Vec<String>,
     },
+    /// The CA itself has ended, on this day.
+    Ended(String),
     /// No such group on this machine.
     UnknownGroup(String),
     Library(rcgen::Error),
@@ -116,6 +118,11 @@ impl fmt::Display for PkiError {
             PkiError::UnknownName { name, known } => {
                 write!(f, "nothing was issued under \"{name}\"; the names are {}", known.join(", "))
             }
+            PkiError::Ended(day) => write!(
+                f,
+                "this CA ended on {day} and can certify nothing any more: make a new one with `portcullis pki init` in \
+                 another folder"
+            ),
             PkiError::UnknownGroup(name) => write!(f, "there is no group \"{name}\" on this machine"),
             PkiError::Library(error) => write!(f, "the certificate can't be made: {error}"),
             PkiError::NoRandomness => f.write_str("the system gave no random numbers"),

@@ -1,6 +1,6 @@
 //! One try of a request on one backend: a connection, the request, the response.
 
-use std::{future::poll_fn, io, time::Duration};
+use std::{future::poll_fn, io, net::IpAddr, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ use crate::{
     observe::BackendCells,
     upstream::{
         connect::connect,
-        pool::{Lease, Open},
+        pool::{Lease, Made, Open},
         tls::{self, HandshakeError},
     },
 };
@@ -60,6 +60,10 @@ struct Target<'v> {
 impl Target<'_> {
     fn tls_generation(&self) -> u32 {
         self.cluster.cluster.backends[self.index].tls_generation()
+    }
+
+    fn address_of(&self, transport: &Transport) -> Option<IpAddr> {
+        self.cluster.cluster.backends[self.index].address_of(transport)
     }
 }
 
@@ -141,7 +145,8 @@ async fn open_http1(flight: &Flight<'_>, target: Target<'_>) -> Result<Lease, Fa
     let generation = target.tls_generation();
     let transport = open(target, &header).await?;
     let open = Open::count(target.backend.cells.clone(), start.elapsed());
-    Ok(Lease::new(h1::Connection::new(transport), open, generation))
+    let made = Made { generation, address: target.address_of(&transport) };
+    Ok(Lease::new(h1::Connection::new(transport), open, made))
 }
 
 async fn open(target: Target<'_>, header: &[u8]) -> Result<Transport, Failed> {
@@ -205,6 +210,7 @@ async fn open_h2(target: Target<'_>) -> Result<(), Failed> {
     let start = Instant::now();
     let generation = target.tls_generation();
     let transport = open(target, &[]).await?;
+    let made = Made { generation, address: target.address_of(&transport) };
     let handshake = h2::upstream::handshake(transport).await;
     let (handle, drive) = handshake.map_err(|_| Failed::unsent(Reason::UpstreamClosed))?;
     let open = Open::count(target.backend.cells.clone(), start.elapsed());
@@ -212,7 +218,7 @@ async fn open_h2(target: Target<'_>) -> Result<(), Failed> {
         drive.await;
         drop(open);
     });
-    target.backend.pool.borrow_mut().share(handle, generation);
+    target.backend.pool.borrow_mut().share(handle, made);
     Ok(())
 }
 

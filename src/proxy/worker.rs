@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::Waker,
     time::{Duration, SystemTime},
 };
@@ -17,7 +17,7 @@ use crate::{
     error::Reason,
     firewall::Refusal,
     http::{deadline::Deadline, message::RequestHead, proxy_protocol::Ends},
-    observe::{ListenerCells, LogWriter, Record, Shard},
+    observe::{ListenerCells, LogWriter, Record, Shard, Throttle},
     proxy::{
         challenges::HttpChallenges,
         load::{Load, Place},
@@ -197,6 +197,9 @@ impl Worker {
             for (backend, shared) in cluster.backends.iter().zip(&cluster.cluster.backends) {
                 let mut pool = backend.pool.borrow_mut();
                 pool.follow(shared.tls_generation());
+                if let Some(is_current) = shared.addresses_of_late() {
+                    pool.leave_all_but(is_current);
+                }
                 pool.sweep(now, config.idle_timeout, config.idle_connections);
             }
         }
@@ -348,6 +351,19 @@ pub fn enforced(refusal: Refusal, cells: &ListenerCells) -> Option<Refusal> {
         return None;
     }
     Some(refusal)
+}
+
+/// Lets the firewall know of a rejection. One ban in a second is told: who has many addresses could fill the log.
+pub fn remember(view: &View, listener: usize, (client, reason): (IpAddr, Reason), now: std::time::Instant) {
+    static TOLD: Mutex<Throttle> = Mutex::new(Throttle::new(Duration::from_secs(1)));
+    let Some(banned_for) = view.firewall.rejected(listener, client, reason, now) else { return };
+    let admitted = TOLD.lock().unwrap_or_else(PoisonError::into_inner).admit(now);
+    if let Some(more) = admitted {
+        let code = reason.code();
+        tracing::info!(
+            "{client} is banned for {banned_for:?}: rejected again with {code} ({more} more bans not shown)"
+        );
+    }
 }
 
 #[cfg(test)]

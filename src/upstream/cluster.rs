@@ -21,12 +21,15 @@ use super::{
     health::{self, Health, Outcome, Transition},
     tls,
 };
-use crate::config;
+use crate::{config, http::transport::Transport};
 
 /// How long a backend's addresses are used before its name is looked up again.
 const ADDRESSES_LIVE: Duration = Duration::from_secs(5);
 /// The same once a connection to them has failed.
 const DISTRUSTED_LIVE: Duration = Duration::from_secs(1);
+
+/// An address that no lookup has told for so long is the name's no more.
+const GONE_AFTER: Duration = Duration::from_mins(1);
 
 /// How long a lookup is waited for where there is something to go on with: less than a probe may take.
 const LOOKUP_PATIENCE: Duration = Duration::from_millis(300);
@@ -80,6 +83,8 @@ struct Record {
 struct Addresses {
     found: Vec<IpAddr>,
     until: Instant,
+    /// Those that were found of late, and when: many names have more addresses than one answer tells.
+    seen: Vec<(IpAddr, Instant)>,
 }
 
 /// What a change of TLS settings does to connections that were made before.
@@ -276,6 +281,9 @@ impl Backend {
         match known {
             Some(known) => {
                 let fresh = timeout(LOOKUP_PATIENCE, found).await.ok().and_then(|found| found.ok()?.ok());
+                if fresh.is_none() {
+                    self.put_off(&known);
+                }
                 Ok(fresh.unwrap_or(known).on_port(port))
             }
             None => Ok(found.await??.on_port(port)),
@@ -289,9 +297,29 @@ impl Backend {
         if let Some(known) = self.state.addresses.load_full()
             && soon < known.until
         {
-            let found = known.found.clone();
-            self.state.addresses.store(Some(Arc::new(Addresses { found, until: soon })));
+            self.state.addresses.store(Some(Arc::new(known.until(soon))));
         }
+    }
+
+    /// Has what was known serve a little longer: a resolver in trouble is not asked for each connection.
+    fn put_off(&self, known: &Arc<Addresses>) {
+        let until = Instant::now() + DISTRUSTED_LIVE;
+        // A lookup that took long may have come back just now.
+        if self.state.addresses.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, known)) {
+            self.state.addresses.store(Some(Arc::new(known.until(until))));
+        }
+    }
+
+    /// The address that a new connection is to, where its host is a name, which may move.
+    pub fn address_of(&self, transport: &Transport) -> Option<IpAddr> {
+        let is_name = self.bare_host().parse::<IpAddr>().is_err();
+        is_name.then(|| transport.tcp().peer_addr().ok())?.map(|address| address.ip())
+    }
+
+    /// The addresses that its name has had of late; `None` where nothing was looked up.
+    pub fn addresses_of_late(&self) -> Option<impl Fn(IpAddr) -> bool> {
+        let known = self.state.addresses.load_full()?;
+        Some(move |ip| known.seen.iter().any(|(seen, _)| *seen == ip))
     }
 
     /// Runs to its end, and keeps the guard as long: a resolver that hangs is asked once at a time.
@@ -308,7 +336,8 @@ impl Backend {
             if found.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no addresses"));
             }
-            let fresh = Arc::new(Addresses { found, until: Instant::now() + ADDRESSES_LIVE });
+            let before = state.addresses.load_full();
+            let fresh = Arc::new(Addresses::new(found, before.as_deref(), Instant::now()));
             state.addresses.store(Some(Arc::clone(&fresh)));
             Ok(fresh)
         })
@@ -327,6 +356,19 @@ impl fmt::Display for Backend {
 }
 
 impl Addresses {
+    fn new(found: Vec<IpAddr>, before: Option<&Addresses>, now: Instant) -> Self {
+        let mut seen: Vec<(IpAddr, Instant)> = found.iter().map(|ip| (*ip, now)).collect();
+        let earlier = before.map_or(&[][..], |before| &before.seen);
+        let kept = |(ip, at): &&(IpAddr, Instant)| !found.contains(ip) && now - *at < GONE_AFTER;
+        seen.extend(earlier.iter().filter(kept));
+        Addresses { found, until: now + ADDRESSES_LIVE, seen }
+    }
+
+    /// The same, for a different time.
+    fn until(&self, until: Instant) -> Self {
+        Addresses { found: self.found.clone(), until, seen: self.seen.clone() }
+    }
+
     fn on_port(&self, port: u16) -> Vec<SocketAddr> {
         self.found.iter().map(|&ip| SocketAddr::new(ip, port)).collect()
     }
@@ -482,7 +524,8 @@ mod tests {
     async fn while_one_looks_up_the_others_use_what_was_known() {
         let cluster = cluster(&["localhost:80"]);
         let backend = &cluster.backends[0];
-        let known = Addresses { found: vec![IpAddr::from([127, 0, 0, 9])], until: Instant::now() };
+        let known =
+            Addresses::new(vec![IpAddr::from([127, 0, 0, 9])], None, Instant::now()).until(Instant::now());
         backend.state.addresses.store(Some(Arc::new(known)));
         let _lookup = backend.state.lookup.lock().await;
         let found = backend.socket_addresses(80).await.expect("known");
@@ -494,9 +537,25 @@ mod tests {
         let cluster = cluster(&["no such name:80"]);
         let backend = &cluster.backends[0];
         backend.socket_addresses(80).await.expect_err("no such name");
-        let known = Addresses { found: vec![IpAddr::from([127, 0, 0, 1])], until: Instant::now() };
+        let known =
+            Addresses::new(vec![IpAddr::from([127, 0, 0, 1])], None, Instant::now()).until(Instant::now());
         backend.state.addresses.store(Some(Arc::new(known)));
         let found = backend.socket_addresses(80).await.expect("still known");
         assert_eq!(found, ["127.0.0.1:80".parse().expect("an address")]);
+        let put_off = backend.state.addresses.load_full().expect("still known");
+        assert!(Instant::now() < put_off.until, "the resolver is left alone for a while");
+    }
+
+    #[test]
+    fn an_address_is_the_names_until_no_lookup_has_told_it_for_a_while() {
+        let [one, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        let start = Instant::now();
+        let first = Addresses::new(vec![one], None, start);
+        let almost = start + GONE_AFTER / 2;
+        let second = Addresses::new(vec![other], Some(&first), almost);
+        assert_eq!(second.seen, [(other, almost), (one, start)]);
+        let third = Addresses::new(vec![other], Some(&second), start + GONE_AFTER);
+        assert_eq!(third.seen, [(other, start + GONE_AFTER)]);
+        assert_eq!(third.until(start).seen, third.seen);
     }
 }

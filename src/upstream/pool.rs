@@ -4,7 +4,7 @@
 //! the rest grow old and are let go. What has not been needed for a while lies at the bottom, so the
 //! age of an entry tells how many were in use of late, and nothing has to be counted.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Context, time::Duration};
+use std::{future::poll_fn, net::IpAddr, pin::pin, sync::Arc, task::Context, time::Duration};
 
 use tokio::{task::unconstrained, time::Instant};
 
@@ -22,6 +22,15 @@ const KEPT_FOR: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Open(Arc<BackendCells>);
 
+/// What a connection was made by; where that has changed, it is not used any longer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Made {
+    /// Of the backend's TLS settings before it was made.
+    pub generation: u32,
+    /// Where it leads to, if the backend has a name, which may move.
+    pub address: Option<IpAddr>,
+}
+
 /// An HTTP/1 connection that one request has for itself.
 #[derive(Debug)]
 pub struct Lease {
@@ -29,8 +38,7 @@ pub struct Lease {
     pub connection: Box<h1::Connection>,
     /// It carried a request before.
     pub reused: bool,
-    /// Of the TLS settings that it was made by.
-    generation: u32,
+    made: Made,
     _open: Open,
 }
 
@@ -43,7 +51,7 @@ struct Idle {
 #[derive(Debug)]
 struct Shared {
     handle: h2::upstream::Handle,
-    generation: u32,
+    made: Made,
     used: Instant,
 }
 
@@ -70,9 +78,8 @@ impl Drop for Open {
 }
 
 impl Lease {
-    /// `generation` is that of the backend's TLS settings before the connection was made.
-    pub fn new(connection: h1::Connection, open: Open, generation: u32) -> Self {
-        Lease { connection: Box::new(connection), reused: false, generation, _open: open }
+    pub fn new(connection: h1::Connection, open: Open, made: Made) -> Self {
+        Lease { connection: Box::new(connection), reused: false, made, _open: open }
     }
 }
 
@@ -96,7 +103,7 @@ impl Pool {
     /// Keeps a quiet connection for the next request; closes it where as many as `cap` idle already.
     pub fn give(&mut self, mut lease: Lease, since: Instant, cap: Option<usize>) {
         let has_room = cap.is_none_or(|cap| self.idle.len() < cap);
-        if has_room && lease.generation >= self.generation && lease.connection.is_quiet() {
+        if has_room && lease.made.generation >= self.generation && lease.connection.is_quiet() {
             lease.connection.rest();
             self.idle.push(Idle { lease, since });
         }
@@ -117,19 +124,26 @@ impl Pool {
     }
 
     /// Adds a connection that requests share.
-    pub fn share(&mut self, handle: h2::upstream::Handle, generation: u32) {
+    pub fn share(&mut self, handle: h2::upstream::Handle, made: Made) {
         // Where a backend takes no streams at all, there would soon be a connection for each request.
         self.shared.retain(|shared| shared.handle.has_room() || shared.handle.is_busy());
-        self.shared.push(Shared { handle, generation, used: Instant::now() });
+        self.shared.push(Shared { handle, made, used: Instant::now() });
     }
 
     /// Lets go of connections that were made by earlier TLS settings than these.
     pub fn follow(&mut self, generation: u32) {
         if self.generation != generation {
             self.generation = generation;
-            self.idle.retain(|idle| idle.lease.generation >= generation);
-            self.shared.retain(|shared| shared.generation >= generation);
+            self.idle.retain(|idle| idle.lease.made.generation >= generation);
+            self.shared.retain(|shared| shared.made.generation >= generation);
         }
+    }
+
+    /// Lets go of connections to addresses that the backend's name had.
+    pub fn leave_all_but(&mut self, is_current: impl Fn(IpAddr) -> bool) {
+        let stays = |made: &Made| made.address.is_none_or(&is_current);
+        self.idle.retain(|idle| stays(&idle.lease.made));
+        self.shared.retain(|shared| stays(&shared.made));
     }
 
     /// Lets go of what is too old, closed or talks out of turn, and of what is left of a burst.
@@ -204,7 +218,7 @@ mod tests {
             let ours = TcpStream::connect(self.listener.local_addr().unwrap()).await.unwrap();
             let (theirs, address) = self.listener.accept().await.unwrap();
             let open = Open::count(self.cells.clone(), Duration::ZERO);
-            (Lease::new(h1::Connection::new(Transport::Tcp(ours)), open, 0), address, theirs)
+            (Lease::new(h1::Connection::new(Transport::Tcp(ours)), open, Made::default()), address, theirs)
         }
     }
 
@@ -233,9 +247,26 @@ mod tests {
         pool.give(busy, now, None);
         assert_eq!(pool.idle(), 0);
         let (mut fresh, _, _fresh) = peer.lease().await;
-        fresh.generation = 1;
+        fresh.made.generation = 1;
         pool.give(fresh, now, None);
         assert_eq!(pool.idle(), 1);
+    }
+
+    #[tokio::test]
+    async fn connections_to_where_the_name_does_not_lead_any_more_are_closed() {
+        let peer = Peer::new().await;
+        let mut pool = Pool::default();
+        let [here, gone] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        let mut ends = Vec::new();
+        for address in [None, Some(here), Some(gone)] {
+            let (mut lease, _, end) = peer.lease().await;
+            lease.made.address = address;
+            pool.give(lease, Instant::now(), None);
+            ends.push(end);
+        }
+        pool.leave_all_but(|ip| ip == here);
+        let left: Vec<_> = pool.idle.iter().map(|idle| idle.lease.made.address).collect();
+        assert_eq!(left, [None, Some(here)]);
     }
 
     #[tokio::test]
@@ -323,7 +354,7 @@ mod tests {
                 while handle.has_room() {
                     tokio::task::yield_now().await;
                 }
-                pool.share(handle, 0);
+                pool.share(handle, Made::default());
             }
         };
         tokio::task::LocalSet::new().run_until(open).await;

@@ -263,6 +263,46 @@ fn revoking_a_name_revokes_all_that_is_still_good_and_lasts() {
 }
 
 #[test]
+fn a_name_that_was_revoked_is_not_renewed_for_what_had_expired_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut ca, now) = (ca(folder.path(), &[]), SystemTime::now());
+    ca.issue(&names(&["web1.internal"]), MONTH, now).unwrap();
+    for day in [20, 40] {
+        ca.issue(&names(&["web1.internal"]), MONTH, now + day * DAY).unwrap();
+    }
+    let later = now + 45 * DAY;
+    assert_eq!(ca.revoke("web1.internal", later).unwrap().len(), 2, "the first has expired");
+    assert!(ca.renew(false, later).unwrap().is_empty());
+    assert!(ca.renew(true, later + 100 * DAY).unwrap().is_empty(), "nor when all have");
+}
+
+#[test]
+fn a_renewal_that_broke_off_is_made_up_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ca, now) = (ca(folder.path(), &[]), SystemTime::now());
+    let issued = ca.issue(&names(&["web1.internal"]), MONTH, now).unwrap();
+    let certificate = issued.folder.join("backend.crt");
+    let before = fs::read(&certificate).unwrap();
+    let later = now + 25 * DAY;
+    assert_eq!(ca.renew(false, later).unwrap().len(), 1);
+    assert!(ca.renew(false, later).unwrap().is_empty());
+    fs::write(&certificate, before).unwrap();
+    assert_eq!(ca.renew(false, later + DAY).unwrap().len(), 1, "what is to be copied is not the newest");
+    fs::remove_dir_all(&issued.folder).unwrap();
+    assert!(ca.renew(false, later + 2 * DAY).unwrap().is_empty(), "it was taken away");
+}
+
+#[test]
+fn a_ca_that_has_ended_certifies_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = ca(folder.path(), &[]);
+    let end = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(ca.not_after()).unwrap());
+    ca.issue(&names(&["web1.internal"]), MONTH, end - DAY).unwrap();
+    let refused = ca.issue(&names(&["web1.internal"]), MONTH, end).unwrap_err();
+    assert!(refused.to_string().contains("this CA ended on "), "{refused}");
+}
+
+#[test]
 fn a_name_that_was_revoked_can_be_issued_and_renewed_again() {
     let folder = tempfile::tempdir().unwrap();
     let (mut ca, now) = (ca(folder.path(), &[]), SystemTime::now());

@@ -164,7 +164,9 @@ impl Metrics {
     /// Replaces the certificates whose expiry is shown.
     pub fn certificates(&self, mut certificates: Vec<CertificateExpiry>) {
         // Two series with the same labels would make Prometheus refuse the whole scrape.
-        certificates.sort();
+        certificates.sort_by(|a, b| {
+            (&a.listener, a.name(), &a.serial, a).cmp(&(&b.listener, b.name(), &b.serial, b))
+        });
         certificates
             .dedup_by(|b, a| (&a.listener, a.name(), &a.serial) == (&b.listener, b.name(), &b.serial));
         *self.certificates.lock().unwrap_or_else(PoisonError::into_inner) = certificates;
@@ -174,6 +176,14 @@ impl Metrics {
     pub fn certificates_of(&self, listener: &str) -> Vec<CertificateExpiry> {
         let all = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().filter(|each| each.listener == listener).cloned().collect()
+    }
+
+    /// Files of this kind are followed: their loads are counted from zero on, so that the first one is an increase.
+    pub fn tls_file_followed(&self, file: TlsFile) {
+        let mut loads = self.tls_file_loads.lock().unwrap_or_else(PoisonError::into_inner);
+        for well in [true, false] {
+            loads.entry((file, well)).or_default();
+        }
     }
 
     /// A file changed and was loaded anew, or could not be.
