@@ -123,9 +123,15 @@ async fn serve(control: Control<'_>, mut signals: Signals, workers: Vec<JoinHand
         certificates.look_at_staples(SystemTime::now());
     };
     tasks.spawn(follow::keep(followers, control.admin.metrics.clone(), look));
-    tokio::select! {
-        () = signals.end(control.log) => {}
-        () = control.stopper.0.notified() => {}
+    loop {
+        tokio::select! {
+            () = signals.end(control.log) => break,
+            () = control.stopper.0.notified() => break,
+            Some(ended) = tasks.join_next() => if ended.is_err() {
+                shard.panic();
+                tracing::error!("a task of the control thread broke off: what it kept up to date stays as it is");
+            }
+        }
     }
     drain(&control.admin, &control.phase, (&mut signals, control.log), workers).await;
     drop(socket_file);

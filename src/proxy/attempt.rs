@@ -37,6 +37,8 @@ pub struct Failed {
     /// Another backend may be tried: nothing of this attempt can have had an effect, and nothing
     /// of it has reached the client.
     pub retriable: bool,
+    /// The same backend may be tried, on another connection: it is this one that had its end.
+    pub stale: bool,
     /// The client got a response head: no other answer can follow.
     pub answered: bool,
 }
@@ -49,12 +51,22 @@ struct Done {
     ended: Instant,
 }
 
+/// What an attempt is sent to.
+#[derive(Clone, Copy, Debug)]
+pub struct Aim {
+    pub cluster: usize,
+    pub backend: usize,
+    /// Over HTTP/1, not on a connection that is kept alive: the last attempt met one that had its end.
+    pub fresh: bool,
+}
+
 /// A backend and where it stands in the view.
 #[derive(Clone, Copy)]
 struct Target<'v> {
     cluster: &'v ClusterView,
     backend: &'v BackendView,
     index: usize,
+    fresh: bool,
 }
 
 impl Target<'_> {
@@ -87,11 +99,12 @@ pub async fn attempt<D: Downstream>(
     flight: &mut Flight<'_>,
     down: &mut D,
     patience: &mut Patience<'_>,
-    (cluster, backend): (usize, usize),
+    aim: Aim,
 ) -> Result<(), Failed> {
     let view = flight.view.clone();
-    let cluster = &view.clusters[cluster];
-    let target = Target { cluster, backend: &cluster.backends[backend], index: backend };
+    let cluster = &view.clusters[aim.cluster];
+    let target =
+        Target { cluster, backend: &cluster.backends[aim.backend], index: aim.backend, fresh: aim.fresh };
     target.backend.cells.request_started();
     // The first attempt begins with the request, unless that had to wait for its body.
     let sent = if flight.attempts == 1 && !flight.waited { flight.started } else { Instant::now() };
@@ -110,7 +123,8 @@ async fn over_http1<D: Downstream>(
 ) -> Result<(), Failed> {
     let config = &target.cluster.cluster.config;
     let pool = &target.backend.pool;
-    let mut lease = if let Some(lease) = pool.borrow_mut().take(counted.sent, config.idle_timeout) {
+    let pooled = if target.fresh { None } else { pool.borrow_mut().take(counted.sent, config.idle_timeout) };
+    let mut lease = if let Some(lease) = pooled {
         lease
     } else {
         // Boxed: connecting takes more room than all the rest, and most requests don't.
@@ -294,7 +308,7 @@ async fn exchange<D: Downstream, U: Respond>(
             } else {
                 down.abort();
             }
-            Err(Failed { reason, retriable: false, answered: true })
+            Err(Failed { answered: true, ..Failed::refused(reason) })
         }
     }
 }
@@ -343,12 +357,12 @@ fn is_grpc(head: &RequestHead) -> bool {
 impl Failed {
     /// Nothing of the request was sent.
     fn unsent(reason: Reason) -> Self {
-        Failed { reason, retriable: true, answered: false }
+        Failed { reason, retriable: true, stale: false, answered: false }
     }
 
     /// No backend would do better.
     pub fn refused(reason: Reason) -> Self {
-        Failed { reason, retriable: false, answered: false }
+        Failed { reason, retriable: false, stale: false, answered: false }
     }
 
     /// The same, unless the backend broke off because of our certificate: over TLS 1.3 it says so in
@@ -360,7 +374,7 @@ impl Failed {
         let Some(refusal) = refusal() else { return self };
         tracing::debug!("the backend refuses our certificate: {}", refusal.detail);
         let whole = flight.bytes_in == 0 && flight.head.body == BodyLength::Empty;
-        Failed { reason: refusal.reason, retriable: whole, answered: false }
+        Failed { retriable: whole, ..Failed::refused(refusal.reason) }
     }
 
     /// No response head came. Retriable, on a connection that was used before, when the backend did
@@ -371,7 +385,11 @@ impl Failed {
             Failure::Unanswered { processed } => {
                 let harmless = processed == Processed::No || flight.head.method.is_idempotent();
                 let whole = flight.bytes_in == 0 && flight.head.body == BodyLength::Empty;
-                Failed { reason: Reason::UpstreamClosed, retriable: harmless && whole, answered: false }
+                Failed {
+                    retriable: harmless && whole,
+                    stale: true,
+                    ..Failed::refused(Reason::UpstreamClosed)
+                }
             }
         }
     }

@@ -20,7 +20,7 @@ pub mod worker;
 
 use std::sync::Arc;
 
-use attempt::Failed;
+use attempt::{Aim, Failed};
 use flight::Flight;
 use http::Method;
 use patience::Patience;
@@ -143,7 +143,8 @@ fn route(flight: &mut Flight<'_>) -> Option<usize> {
     Some(cluster)
 }
 
-/// Tries backends, never one twice, until one answers or none may be tried.
+/// Tries backends until one answers or none may be tried; one twice only where nobody else is left and it was a kept-alive
+/// connection that had its end.
 async fn try_backends<D: Downstream>(
     flight: &mut Flight<'_>,
     down: &mut D,
@@ -153,21 +154,24 @@ async fn try_backends<D: Downstream>(
     let view = flight.view.clone();
     let retries = view.config.clusters[cluster].retries;
     let mut tried = Tried::default();
-    let mut last = Failed { reason: Reason::NoHealthyBackend, retriable: true, answered: false };
-    while let Some(backend) = view.clusters[cluster].pick(&tried) {
+    let mut last = Failed::refused(Reason::NoHealthyBackend);
+    let mut next = view.clusters[cluster].pick(&tried);
+    while let Some(backend) = next {
         tried.insert(backend);
         flight.backend = Some(backend);
         flight.attempts += 1;
         if flight.attempts > 1 {
             view.clusters[cluster].cells.retry();
         }
-        match attempt::attempt(flight, down, patience, (cluster, backend)).await {
+        let aim = Aim { cluster, backend, fresh: last.stale };
+        match attempt::attempt(flight, down, patience, aim).await {
             Ok(()) => return Ok(()),
             Err(failed) => last = failed,
         }
         if !last.retriable || flight.attempts > retries {
             break;
         }
+        next = view.clusters[cluster].pick(&tried).or(last.stale.then_some(backend));
     }
     Err(last)
 }

@@ -136,12 +136,39 @@ fn does_not_send_again_after_a_byte_of_a_response() {
 }
 
 #[test]
-fn answers_502_where_the_only_backend_let_a_reused_connection_die() {
+fn asks_the_only_backend_again_where_it_let_a_reused_connection_die() {
     let leaving = leaving_after(1);
     let engine = Engine::new(leaving.address);
     let mut client = Client::plain(engine.plain);
+    for turn in 1..=3 {
+        assert_eq!(client.get("/").status, 200);
+        assert_eq!(leaving.connections(), turn, "on a new connection, once");
+    }
+    let answer = post(&mut client, "hello");
+    assert_eq!(
+        (answer.status, answer.reason()),
+        (502, Some("upstream_closed")),
+        "not what may have had an effect"
+    );
+    assert_eq!(leaving.connections(), 3);
+}
+
+#[test]
+fn asks_no_backend_again_where_retries_are_off() {
+    let leaving = leaving_after(1);
+    let engine = Setup::new(&[leaving.address]).cluster("retries = 0").start();
+    let mut client = Client::plain(engine.plain);
     assert_eq!(client.get("/").status, 200);
     let answer = client.get("/");
+    assert_eq!((answer.status, answer.reason()), (502, Some("upstream_closed")));
+    assert_eq!(leaving.connections(), 1);
+}
+
+#[test]
+fn asks_the_only_backend_once_where_a_new_connection_was_not_answered() {
+    let leaving = leaving_after(0);
+    let engine = Engine::new(leaving.address);
+    let answer = Client::plain(engine.plain).get("/");
     assert_eq!((answer.status, answer.reason()), (502, Some("upstream_closed")));
     assert_eq!(leaving.connections(), 1);
 }
