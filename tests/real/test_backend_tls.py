@@ -135,7 +135,7 @@ class TestTheGuide:
         walk.run("portcullis pki revoke web2.internal")
         wait_until(lambda: "upstream_tls_revoked" in front.admin_get("/status")[1], 10, "the revoked server is down")
         assert names(front, 8) == {"127.0.0.11", "127.0.0.13"}
-        assert "upstream_tls_revoked" in front.process.output()
+        wait_until(lambda: "upstream_tls_revoked" in front.process.output(), 5, "the reason in the log")
         walk.run("portcullis pki issue web2.internal,10.0.0.12")
         walk.run("scp /etc/portcullis/pki/issued/web2.internal/* root@10.0.0.12:/etc/portcullis-backend/")
         servers[1].stop()
@@ -155,7 +155,7 @@ def down(front, reason: str):
     """Waits for the probe's verdict, and looks at what a request gets."""
     wait_until(lambda: f'"{reason}: ' in front.admin_get("/status")[1], 10, f"{reason} in /status")
     wait_until(lambda: front.metrics().total("backend_up", cluster="web") == 0, 5, "the backend is down")
-    assert f"is down: 1 probe failed: {reason}: " in front.process.output()
+    wait_until(lambda: f"is down: 1 probe failed: {reason}: " in front.process.output(), 5, "the reason in the log")
     answer = curl(f"{front.https_url}/name", ca=front.ca)
     assert (answer.status, answer.reason) == (502, reason)
     assert b"127.0.0.1" not in answer.body

@@ -97,7 +97,7 @@ def test_a_renewed_pair_is_shown_and_a_bad_one_is_not(portcullis, echo, authorit
     site.with_suffix(".crt").write_text("-----BEGIN CERTIFICATE-----\nhalf")
     wait_until(lambda: loads("failed") == 1, 10, "half a file is refused")
     assert serial() == new
-    assert "what was in force stays" in front.process.output()
+    wait_until(lambda: "what was in force stays" in front.process.output(), 5, "it is told")
     assert curl(f"{front.https_url}/echo", ca=authority.ca).status == 200
 
 
@@ -215,7 +215,7 @@ def test_a_response_is_stapled_and_exchanged(portcullis, echo, authority):
     assert curl(f"{front.https_url}/echo", "--cert-status", ca=authority.ca).status == 200
     responder.respond("site", status="R")
     wait_until(lambda: loads("failed") == 1, 10, "a revoked certificate's response is refused")
-    assert "says that the certificate is revoked" in front.process.output()
+    wait_until(lambda: "says that the certificate is revoked" in front.process.output(), 5, "it is told")
     assert "Cert Status: good" in staple(front, authority)
     before = staple(front, authority)
     responder.respond("site", valid=("-ndays", "30"))
