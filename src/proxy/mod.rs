@@ -156,14 +156,17 @@ async fn try_backends<D: Downstream>(
     let mut tried = Tried::default();
     let mut last = Failed::refused(Reason::NoHealthyBackend);
     let mut next = view.clusters[cluster].pick(&tried);
+    // One that may be well: its connection had its end.
+    let mut again = None;
     while let Some(backend) = next {
+        let fresh = last.stale || tried.contains(backend);
         tried.insert(backend);
         flight.backend = Some(backend);
         flight.attempts += 1;
         if flight.attempts > 1 {
             view.clusters[cluster].cells.retry();
         }
-        let aim = Aim { cluster, backend, fresh: last.stale };
+        let aim = Aim { cluster, backend, fresh };
         match attempt::attempt(flight, down, patience, aim).await {
             Ok(()) => return Ok(()),
             Err(failed) => last = failed,
@@ -171,7 +174,8 @@ async fn try_backends<D: Downstream>(
         if !last.retriable || flight.attempts > retries {
             break;
         }
-        next = view.clusters[cluster].pick(&tried).or(last.stale.then_some(backend));
+        again = last.stale.then_some(backend).or(again);
+        next = view.clusters[cluster].pick(&tried).or_else(|| again.take());
     }
     Err(last)
 }

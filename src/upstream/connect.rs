@@ -77,6 +77,8 @@ async fn open_first(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpSt
         let until = now + deadline.saturating_duration_since(now) / left;
         match timeout_at(until, open_address(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
+            // What this machine lacks for one address is not what is wrong with the others.
+            Ok(Err(error)) if index > 0 && is_local(&error) => {}
             Ok(Err(error)) => failure = Failure::Connect(error),
             Err(_) => failure = Failure::Timeout("connect to"),
         }
@@ -85,7 +87,11 @@ async fn open_first(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpSt
 }
 
 async fn open_address(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
+    let stream = TcpStream::connect(address).await.map_err(|error| match error.kind() {
+        // No IPv6 here: that is no want of ports, and does not pass by itself.
+        io::ErrorKind::AddrNotAvailable if address.is_ipv6() => io::ErrorKind::NetworkUnreachable.into(),
+        _ => error,
+    })?;
     // With nobody listening on a local port of the ephemeral range, the kernel may one day choose
     // that very port for our end and connect the socket to itself.
     if address.ip().is_loopback() && stream.local_addr()? == address {

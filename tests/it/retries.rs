@@ -1,5 +1,5 @@
-//! Which failed attempts are made again, and on whom: never what may have had an effect, never the
-//! same backend twice.
+//! Which failed attempts are made again, and on whom: never what may have had an effect, and on the same backend
+//! only where its connection had its end.
 
 use crate::support::{
     Refusing,
@@ -151,6 +151,13 @@ fn asks_the_only_backend_again_where_it_let_a_reused_connection_die() {
         "not what may have had an effect"
     );
     assert_eq!(leaving.connections(), 3);
+}
+
+#[test]
+fn asks_a_backend_again_whose_connection_died_where_the_others_refuse() {
+    let (leaving, refusing) = (leaving_after(1), Refusing::new());
+    let engine = Setup::new(&[leaving.address, refusing.address]).start();
+    assert_eq!(four_requests(&engine, |client| client.get("/").status), [200; 4]);
 }
 
 #[test]
