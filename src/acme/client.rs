@@ -107,10 +107,13 @@ impl HttpClient for Client {
 /// bounds is too much for the library's clock.
 fn bound_wish(fields: &mut HeaderMap) -> Option<i64> {
     let text = fields.get(RETRY_AFTER)?.to_str().ok()?;
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    // What else the library takes for a number.
+    let text = text.trim();
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let wish = text.parse().unwrap_or(DAY).min(DAY);
+    let wish = digits.parse().unwrap_or(DAY).min(DAY);
     fields.insert(RETRY_AFTER, HeaderValue::from(wish));
     Some(wish)
 }
@@ -148,6 +151,7 @@ mod tests {
             ("86401", Some(DAY), "86400"),
             ("18446744073709551615", Some(DAY), "86400"),
             ("99999999999999999999999999", Some(DAY), "86400"),
+            ("+18446744073709551615", Some(DAY), "86400"),
             ("-1", None, "-1"),
             ("", None, ""),
             ("Fri, 27 Nov 2026 12:00:00 GMT", None, "Fri, 27 Nov 2026 12:00:00 GMT"),
