@@ -212,13 +212,12 @@ fn serve(config: Config, ready: impl FnOnce()) -> u8 {
     if let Err(error) = observe::start_program_log(&config.log) {
         return fail(&error.to_string());
     }
-    match App::new(config) {
-        Ok(app) => {
-            ready();
-            app.run().map_or_else(|error| fail(&error.to_string()), |()| DONE)
-        }
-        Err(error) => fail(&error.to_string()),
-    }
+    let served = App::new(config).and_then(|app| {
+        ready();
+        app.run()
+    });
+    observe::flush_program_log();
+    served.map_or_else(|error| fail(&error.to_string()), |()| DONE)
 }
 
 /// How long an instance that lives may take to say so.

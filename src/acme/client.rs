@@ -77,8 +77,7 @@ impl Client {
         let stream = connector.handshake(stream).await;
         let stream = stream.map_err(|error| failed("TLS with", &error.detail))?;
         let answer = fetch::fetch(stream, request, LARGEST_ANSWER).await;
-        let answer = answer.map_err(|error| failed("asking", &error))?;
-        let mut answer = answer;
+        let mut answer = answer.map_err(|error| failed("asking", &error))?;
         let wish = bound_wish(answer.headers_mut());
         if answer.status().is_client_error() || answer.status().is_server_error() {
             let mut longest = self.0.retry_after.lock().unwrap_or_else(PoisonError::into_inner);

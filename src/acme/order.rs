@@ -52,9 +52,16 @@ pub(super) async fn obtain(
     }
     drop(proofs);
     let request = certificate::request(&acme.domains)?;
-    order.finalize_csr(&request.csr_der).await?;
-    let chain = order.poll_certificate(&polling).await?;
+    order.finalize_csr(&request.csr_der).await.map_err(perhaps_issued)?;
+    let chain = order.poll_certificate(&polling).await.map_err(perhaps_issued)?;
     Ok(format!("{}{chain}", request.key_pem))
+}
+
+/// A certificate that the directory may have issued counts against us, whether or not we have got it.
+fn perhaps_issued(error: instant_acme::Error) -> Failure {
+    let failure = Failure::from(error);
+    let kind = if failure.kind == Kind::Unreachable { Kind::Timeout } else { failure.kind };
+    Failure { kind, ..failure }
 }
 
 /// Tells the directory which certificate the new one replaces, where it wants to know.

@@ -49,13 +49,13 @@ impl Kept {
     }
 
     async fn follow(&mut self) {
-        if self.files.changed() {
+        if self.files.changed() || self.files.is_due() {
             self.read_anew().await;
         } else if self.cluster.wants_identity(SystemTime::now()) {
-            self.put_in_force(Outdate::Nothing);
+            self.renew();
             tracing::debug!("cluster {}: a new certificate of the private CA is in use", self.cluster.name());
         } else if self.tls.verify && self.verified.elapsed() >= VERIFY_EVERY {
-            self.put_in_force(Outdate::Nothing);
+            self.renew();
         }
     }
 
@@ -67,34 +67,35 @@ impl Kept {
         let read = tokio::task::spawn_blocking(move || {
             tls.reread(|path: &Path| changed.iter().any(|changed| changed == path))
         });
-        let name = self.cluster.name().to_owned();
-        match read.await.unwrap_or_else(|error| Err(error.to_string())) {
+        let read = read.await.unwrap_or_else(|error| Err(error.to_string()));
+        let in_force = read.and_then(|fresh| {
+            let replaced = self.cluster.replace_tls(&fresh, Outdate::Connections);
+            replaced.map(|()| fresh).map_err(|error| error.to_string())
+        });
+        let name = self.cluster.name();
+        match in_force {
             Ok(fresh) => {
-                self.tls = fresh;
+                tracing::info!("cluster {name}: {names} changed and is in force");
+                (self.tls, self.verified) = (fresh, Instant::now());
                 self.files.taken_over();
-                if self.put_in_force(Outdate::Connections) {
-                    tracing::info!("cluster {name}: {names} changed and is in force");
-                }
             }
             Err(error) => {
                 tracing::error!(
                     "cluster {name}: {names} changed and can't be used: {error}; what was in force stays"
                 );
+                self.files.try_again();
             }
         }
     }
 
-    fn put_in_force(&mut self, outdate: Outdate) -> bool {
+    /// Has new connections agree anew by the settings in force, on what there is to agree on by now.
+    fn renew(&mut self) {
         self.verified = Instant::now();
-        match self.cluster.replace_tls(&self.tls, outdate) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(
-                    "cluster {}: TLS can't be set up anew: {error}; what was in force stays",
-                    self.cluster.name()
-                );
-                false
-            }
+        if let Err(error) = self.cluster.replace_tls(&self.tls, Outdate::Nothing) {
+            tracing::error!(
+                "cluster {}: TLS can't be set up anew: {error}; what was in force stays",
+                self.cluster.name()
+            );
         }
     }
 }

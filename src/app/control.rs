@@ -34,8 +34,6 @@ use crate::{
 
 /// How long the last access-log lines may take to be written.
 pub(super) const LAST_LINES: Duration = Duration::from_secs(2);
-/// The same for the last messages of the program log.
-pub(super) const LAST_MESSAGES: Duration = Duration::from_millis(500);
 /// How long workers may take to let go of what was cut.
 const CUT: Duration = Duration::from_secs(1);
 
@@ -71,23 +69,23 @@ struct Signals {
     _too_large: Signal,
 }
 
-/// What listens for signals from the beginning of the start on: one that comes early takes effect once all serve, where
-/// it would end the process, or be lost to the first process of a container.
+/// The control thread before it runs. It listens for signals already: one that comes during the start takes effect once
+/// all serve, where it would end the process, or be lost to the first process of a container.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct Thread {
     runtime: Runtime,
     signals: Signals,
 }
 
-impl Desk {
-    /// Starts no thread.
+impl Thread {
+    /// Starts none: it is the one that calls.
     pub(super) fn open() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let signals = {
             let _inside = runtime.enter();
             Signals::new()?
         };
-        Ok(Desk { runtime, signals })
+        Ok(Thread { runtime, signals })
     }
 
     /// Runs until a signal and the drain after it.
@@ -184,7 +182,7 @@ async fn drain(
         }
         () = signals.end(log) => {
             tracing::warn!("second signal: ending at once");
-            flush_program_log(LAST_MESSAGES);
+            flush_program_log();
             std::process::exit(1);
         }
     }

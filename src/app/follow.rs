@@ -12,10 +12,6 @@ use crate::{
 /// How long a change may go unseen.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-/// Looks between two tries to load what could not be: a certificate that is not valid yet, say, or files that could
-/// not be opened for want of descriptors.
-const RETRY: u32 = 60;
-
 /// Loads files anew and puts them in force; says what is in force now, or what is wrong.
 type Load = Arc<dyn Fn() -> Result<String, String> + Send + Sync>;
 
@@ -28,8 +24,6 @@ pub(super) struct Follower {
     load: Load,
     /// The last load failed, which was not told yet.
     in_doubt: bool,
-    /// Looks until the next try, where what is there could not be used.
-    retry: Option<u32>,
 }
 
 impl Follower {
@@ -39,7 +33,7 @@ impl Follower {
         stamps: Stamps,
         load: impl Fn() -> Result<String, String> + Send + Sync + 'static,
     ) -> Self {
-        Follower { kind, what, stamps, load: Arc::new(load), in_doubt: false, retry: None }
+        Follower { kind, what, stamps, load: Arc::new(load), in_doubt: false }
     }
 
     /// One look; whether files were loaded, and went well.
@@ -48,8 +42,7 @@ impl Follower {
     /// before it counts, and is told once for a change.
     async fn look(&mut self) -> Option<bool> {
         let changed = self.stamps.changed();
-        self.retry = self.retry.map(|looks| looks.saturating_sub(1));
-        if !changed && !self.in_doubt && self.retry != Some(0) {
+        if !changed && !self.in_doubt && !self.stamps.is_due() {
             return None;
         }
         let load = self.load.clone();
@@ -57,7 +50,7 @@ impl Follower {
         let loaded = tokio::task::spawn_blocking(move || load()).await;
         match loaded.unwrap_or_else(|_| Err("it can't be read without a panic".to_owned())) {
             Ok(now) => {
-                (self.in_doubt, self.retry) = (false, None);
+                self.in_doubt = false;
                 tracing::info!("{} changed: {now}", self.what);
                 Some(true)
             }
@@ -66,11 +59,12 @@ impl Follower {
                 None
             }
             Err(_) if !self.in_doubt => {
-                self.retry = Some(RETRY);
+                self.stamps.try_again();
                 None
             }
             Err(error) => {
-                (self.in_doubt, self.retry) = (false, Some(RETRY));
+                self.in_doubt = false;
+                self.stamps.try_again();
                 tracing::warn!("{} changed and can't be used: {error}; what was in force stays", self.what);
                 Some(false)
             }
@@ -172,24 +166,18 @@ mod tests {
         let (mut follower, number) = follower(&file);
         let (load, valid) = (follower.load.clone(), Arc::new(AtomicBool::new(false)));
         let is_valid = valid.clone();
-        follower.load =
-            Arc::new(
-                move || {
-                    if is_valid.load(Ordering::Relaxed) { load() } else { Err("not valid yet".to_owned()) }
-                },
-            );
+        follower.load = Arc::new(move || {
+            let text = load()?;
+            is_valid.load(Ordering::Relaxed).then_some(text).ok_or_else(|| "not valid yet".to_owned())
+        });
         fs::write(&file, "22").unwrap();
         assert_eq!([follower.look().await, follower.look().await], [None, Some(false)]);
-        for _ in 0..2 * RETRY {
+        for _ in 0..200 {
             assert_eq!(follower.look().await, None, "told once");
         }
         valid.store(true, Ordering::Relaxed);
-        let mut looks = 1;
-        while follower.look().await.is_none() {
-            looks += 1;
-        }
-        assert_eq!((looks, *number.lock().unwrap()), (RETRY, 22));
-        assert_eq!(follower.retry, None);
+        while follower.look().await.is_none() {}
+        assert_eq!(*number.lock().unwrap(), 22);
     }
 
     #[tokio::test]

@@ -24,10 +24,17 @@ pub(super) async fn keep(firewall: Arc<Firewall>, metrics: Arc<Metrics>) {
     loop {
         ticks.tick().await;
         metrics.bans(firewall.sweep(Instant::now()));
-        for each in watched.iter_mut().filter_map(Watched::changed) {
+        for each in &mut watched {
+            if !each.files.changed() && !each.files.is_due() {
+                continue;
+            }
+            let lists = each.lists.clone();
             // WHY: reading half a million lines takes long enough to be felt by probes and admin.
-            let result = tokio::task::spawn_blocking(move || report(&each)).await.unwrap_or(false);
-            metrics.lists_loaded(result);
+            let well = tokio::task::spawn_blocking(move || report(&lists)).await.unwrap_or(false);
+            metrics.lists_loaded(well);
+            if !well {
+                each.files.try_again();
+            }
         }
         metrics.networks(firewall.lists().iter().map(|lists| lists.len()).sum());
     }
@@ -37,11 +44,6 @@ impl Watched {
     fn new(lists: Arc<Lists>) -> Self {
         let files = Stamps::of(lists.written.files.iter().map(|(path, _)| path.clone()).collect());
         Watched { lists, files }
-    }
-
-    /// The lists, if a file of theirs has changed since the last look.
-    fn changed(&mut self) -> Option<Arc<Lists>> {
-        self.files.changed().then(|| self.lists.clone())
     }
 }
 

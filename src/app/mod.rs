@@ -29,7 +29,7 @@ use crate::{
     config::Config,
     downstream::tls,
     firewall::Firewall,
-    observe::{AccessLog, Metrics, Shard, detach_program_log, flush_program_log},
+    observe::{AccessLog, Metrics, Shard, detach_program_log},
     upstream::cluster::Cluster,
 };
 
@@ -58,7 +58,7 @@ pub enum StartError {
 /// Everything bound and ready, not yet running.
 #[derive(Debug)]
 pub struct App {
-    desk: control::Desk,
+    control: control::Thread,
     admin: Arc<Admin>,
     admin_door: Option<bind::AdminDoor>,
     workers: Vec<worker::Plan>,
@@ -77,7 +77,7 @@ impl App {
     ///
     /// With a sandbox, the calling thread stays in it.
     pub fn new(mut config: Config) -> Result<App, StartError> {
-        let desk = control::Desk::open().map_err(StartError::Thread)?;
+        let own = control::Thread::open().map_err(StartError::Thread)?;
         let nofile = privileges::raise_file_limit();
         let clusters = clusters(&config)?;
         let acceptors = acceptors(&config)?;
@@ -127,7 +127,7 @@ impl App {
         let admin = Admin { config, firewall, clusters, metrics, draining: AtomicBool::new(false) };
         let (admin, admin_door) = (Arc::new(admin), admin_tcp.or(admin_unix));
         Ok(App {
-            desk,
+            control: own,
             admin,
             admin_door,
             workers,
@@ -169,12 +169,11 @@ impl App {
             log: &self.log,
             stopper: self.stopper,
         };
-        let result = self.desk.run(control, threads);
+        let result = self.control.run(control, threads);
         let lost = self.log.finish(control::LAST_LINES);
         if lost > 0 {
             tracing::warn!("{lost} access log lines could not be written");
         }
-        flush_program_log(control::LAST_MESSAGES);
         result.map_err(StartError::Thread)
     }
 }

@@ -18,14 +18,14 @@ pub(super) fn raise_file_limit() -> usize {
 ///
 /// # Errors
 /// What the operator has to mend, in words.
-pub(super) fn drop_to(user: Option<&str>, named: Option<&str>) -> Result<(), String> {
+pub(super) fn drop_to(user: Option<&str>, group: Option<&str>) -> Result<(), String> {
     let user = user.map(find_user).transpose()?;
-    let group = match (named, &user) {
+    let gid = match (group, &user) {
         (Some(name), _) => Some(find_group(name)?.gid),
         (None, Some(user)) => Some(user.gid),
         (None, None) => None,
     };
-    if user.is_none() && group.is_none() {
+    if user.is_none() && gid.is_none() {
         return Ok(());
     }
     if !Uid::effective().is_root() {
@@ -35,8 +35,9 @@ pub(super) fn drop_to(user: Option<&str>, named: Option<&str>) -> Result<(), Str
                 .to_owned(),
         );
     }
-    if let Some(gid) = group {
-        groups(user.as_ref().filter(|_| named.is_none()), gid)?;
+    if let Some(gid) = gid {
+        // Who names a group wants no other.
+        set_groups(user.as_ref().filter(|_| group.is_none()), gid)?;
         setgid(gid).map_err(|error| format!("changing to group {gid} failed: {error}"))?;
     }
     if let Some(user) = user {
@@ -45,8 +46,8 @@ pub(super) fn drop_to(user: Option<&str>, named: Option<&str>) -> Result<(), Str
     Ok(())
 }
 
-/// The supplementary groups of the user, or none.
-fn groups(user: Option<&User>, group: Gid) -> Result<(), String> {
+/// Takes on the supplementary groups of the user, or none.
+fn set_groups(user: Option<&User>, group: Gid) -> Result<(), String> {
     let set = match user.and_then(|user| CString::new(user.name.as_str()).ok()) {
         Some(name) => initgroups(&name, group),
         None => setgroups(&[group]),

@@ -19,7 +19,7 @@ use rustls::{
 use rustls_pemfile::Item;
 use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, prelude::FromDer,
-    revocation_list::CertificateRevocationList,
+    revocation_list::CertificateRevocationList, x509::X509Version,
 };
 
 use super::{
@@ -193,12 +193,22 @@ fn read_revocation_lists(
         return Err(Box::new(file.problem("holds no list of revoked certificates").help(help)));
     }
     for list in &lists {
-        CertificateRevocationList::from_der(list).map_err(|error| {
+        let (_, parsed) = CertificateRevocationList::from_der(list).map_err(|error| {
             Box::new(
                 file.problem("holds a list of revoked certificates that can't be read")
                     .note(error.to_string()),
             )
         })?;
+        // RFC 5280 §5.1.2; the TLS library takes no other.
+        let has_all = parsed.version() == Some(X509Version::V2)
+            && parsed.next_update().is_some()
+            && !parsed.extensions().is_empty();
+        if !has_all {
+            let problem = file.problem("holds a list of revoked certificates of an old kind");
+            let note = "version 2 is expected, with extensions and the time of the next update";
+            let help = "with OpenSSL, set `crl_extensions` in the section of the CA";
+            return Err(Box::new(problem.note(note).help(help)));
+        }
     }
     Ok(lists)
 }

@@ -17,7 +17,15 @@ type Stamp = Option<(u64, u64, u64, i64, i64)>;
 ///
 /// Taken before the files are read, so that a change in between is seen as one.
 #[derive(Debug, Clone, Default)]
-pub struct Stamps(Vec<Stamped>);
+pub struct Stamps {
+    files: Vec<Stamped>,
+    /// Looks until files that could not be used are tried again.
+    retry: Option<u32>,
+}
+
+/// Looks between two tries: what can't be used may become so without a change, such as a certificate that is not valid
+/// yet, or files that could not be opened for want of descriptors.
+const RETRY: u32 = 60;
 
 #[derive(Debug, Clone)]
 struct Stamped {
@@ -31,29 +39,43 @@ impl Stamps {
     /// What the files are now counts as known.
     pub fn of(files: Vec<PathBuf>) -> Self {
         let stamped = |path: PathBuf| Stamped { stamp: stamp(&path), path, pending: false };
-        Stamps(files.into_iter().map(stamped).collect())
+        Stamps { files: files.into_iter().map(stamped).collect(), retry: None }
     }
 
     /// Whether one of them has changed since the last look.
     pub fn changed(&mut self) -> bool {
         let mut changed = false;
-        for file in &mut self.0 {
+        for file in &mut self.files {
             let now = stamp(&file.path);
             if now != file.stamp {
                 (file.stamp, file.pending, changed) = (now, true, true);
             }
         }
+        if changed {
+            self.retry = None;
+        }
         changed
+    }
+
+    /// What is there can't be used: it is due again after a while, changed or not.
+    pub fn try_again(&mut self) {
+        self.retry = Some(RETRY);
+    }
+
+    /// Whether it is time to try again; to be asked at each look.
+    pub fn is_due(&mut self) -> bool {
+        self.retry = self.retry.map(|looks| looks - 1);
+        self.retry.take_if(|looks| *looks == 0).is_some()
     }
 
     /// Those that have changed since the last `taken_over`.
     pub fn pending(&self) -> Vec<PathBuf> {
-        self.0.iter().filter(|file| file.pending).map(|file| file.path.clone()).collect()
+        self.files.iter().filter(|file| file.pending).map(|file| file.path.clone()).collect()
     }
 
     /// What has been seen is in force.
     pub fn taken_over(&mut self) {
-        self.0.iter_mut().for_each(|file| file.pending = false);
+        self.files.iter_mut().for_each(|file| file.pending = false);
     }
 }
 
@@ -92,6 +114,21 @@ mod tests {
         let mut stamps = Stamps::of(vec![file.clone()]);
         fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(stamps.changed() && !stamps.changed());
+    }
+
+    #[test]
+    fn what_could_not_be_used_is_due_once_more_unless_it_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let mut stamps = Stamps::of(vec![file.clone()]);
+        assert!((0..2 * RETRY).all(|_| !stamps.is_due()));
+        stamps.try_again();
+        let due: Vec<u32> = (1..3 * RETRY).filter(|_| stamps.is_due()).collect();
+        assert_eq!(due, [RETRY]);
+        stamps.try_again();
+        fs::write(&file, "new").unwrap();
+        assert!(stamps.changed());
+        assert!((0..2 * RETRY).all(|_| !stamps.is_due()));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
         self,
         flight::Flight,
         patience::{Indulgence, Patience, Wait},
-        worker::{Client, Worker, reject, remember},
+        worker::{Client, Worker, reject, report_rejection},
     },
 };
 
@@ -105,7 +105,7 @@ fn reject_abuse(worker: &Worker, client: &Client) {
     reject(worker, client.listener, Reason::H2Abuse);
     let view = worker.view();
     if !client.is_trusted(&view.config.listeners[client.listener]) {
-        remember(&view, client.listener, (client.ip, Reason::H2Abuse), Instant::now().into_std());
+        report_rejection(&view, client.listener, (client.ip, Reason::H2Abuse), Instant::now().into_std());
     }
 }
 

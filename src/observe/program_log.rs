@@ -47,6 +47,9 @@ fn levels(level: Level) -> Targets {
 /// Events that wait for a standard error that stalls; those beyond are lost, and counted.
 const QUEUE: usize = 1024;
 
+/// How long the last events may take to be written.
+const LAST_EVENTS: Duration = Duration::from_millis(500);
+
 /// Set once the thread is there that writes what is queued.
 static WRITER: OnceLock<Writer> = OnceLock::new();
 
@@ -76,13 +79,13 @@ pub fn detach_program_log() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until what was said so far is written, for at most so long.
-pub fn flush_program_log(limit: Duration) {
+/// Waits until what was said so far is written, but not long: for the end of the process.
+pub fn flush_program_log() {
     let Some(writer) = WRITER.get() else { return };
     let (written, all) = mpsc::sync_channel(1);
     if writer.queue.try_send(Message::Flush(written)).is_ok() {
         // WHY: a reader that stalls must not keep the process from its end.
-        let _ = all.recv_timeout(limit);
+        let _ = all.recv_timeout(LAST_EVENTS);
     }
 }
 

@@ -197,7 +197,8 @@ impl Authority {
         Ok(states.collect())
     }
 
-    /// Revokes all that was issued under a name and has not expired; returns what is newly revoked.
+    /// Revokes all that was issued under a name and has not expired, and the newest in any case: what has expired would
+    /// be renewed otherwise. Returns what is newly revoked.
     pub fn revoke(&mut self, name: &str, now: SystemTime) -> Result<Vec<Record>, PkiError> {
         let clock = seconds(now);
         let records = record::all(&self.folder.archive())?;
@@ -210,8 +211,9 @@ impl Authority {
         let fresh: Vec<Record> = records
             .iter()
             .filter(wanted)
-            .filter(|record| record.not_after >= clock && !self.is_revoked(record))
-            .cloned()
+            .enumerate()
+            .filter(|(index, record)| (*index == 0 || record.not_after >= clock) && !self.is_revoked(record))
+            .map(|(_, record)| record.clone())
             .collect();
         let issuer = self.issuer()?;
         self.revoked.extend(fresh.iter().map(|record| Revoked { serial: record.serial.clone(), at: clock }));

@@ -74,8 +74,10 @@ impl Target<'_> {
         self.cluster.cluster.backends[self.index].tls_generation()
     }
 
+    /// Where a new connection leads to, if that may change.
     fn address_of(&self, transport: &Transport) -> Option<IpAddr> {
-        self.cluster.cluster.backends[self.index].address_of(transport)
+        let has_name = self.cluster.cluster.backends[self.index].has_name();
+        has_name.then(|| transport.tcp().peer_addr().ok())?.map(|address| address.ip())
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     client, forwarded,
     policies::ClientCertificate,
     view::{ListenerView, View},
-    worker::{Client, Worker, remember},
+    worker::{Client, Worker, report_rejection},
 };
 use crate::{
     config::ForwardedPolicy,
@@ -193,7 +193,7 @@ impl<'c> Flight<'c> {
         let is_client = !self.trusted || self.client_ip != self.client.ip;
         if is_client && !self.blameless {
             let ended = self.ended.unwrap_or(self.started).into_std();
-            remember(&self.view, self.client.listener, (self.client_ip, reason), ended);
+            report_rejection(&self.view, self.client.listener, (self.client_ip, reason), ended);
         }
     }
 

@@ -354,7 +354,12 @@ pub fn enforced(refusal: Refusal, cells: &ListenerCells) -> Option<Refusal> {
 }
 
 /// Lets the firewall know of a rejection. One ban in a second is told: who has many addresses could fill the log.
-pub fn remember(view: &View, listener: usize, (client, reason): (IpAddr, Reason), now: std::time::Instant) {
+pub fn report_rejection(
+    view: &View,
+    listener: usize,
+    (client, reason): (IpAddr, Reason),
+    now: std::time::Instant,
+) {
     static TOLD: Mutex<Throttle> = Mutex::new(Throttle::new(Duration::from_secs(1)));
     let Some(banned_for) = view.firewall.rejected(listener, client, reason, now) else { return };
     let admitted = TOLD.lock().unwrap_or_else(PoisonError::into_inner).admit(now);

@@ -21,7 +21,7 @@ use super::{
     health::{self, Health, Outcome, Transition},
     tls,
 };
-use crate::{config, http::transport::Transport};
+use crate::config;
 
 /// How long a backend's addresses are used before its name is looked up again.
 const ADDRESSES_LIVE: Duration = Duration::from_secs(5);
@@ -310,10 +310,9 @@ impl Backend {
         }
     }
 
-    /// The address that a new connection is to, where its host is a name, which may move.
-    pub fn address_of(&self, transport: &Transport) -> Option<IpAddr> {
-        let is_name = self.bare_host().parse::<IpAddr>().is_err();
-        is_name.then(|| transport.tcp().peer_addr().ok())?.map(|address| address.ip())
+    /// Whether its host is a name, which may move, and no address.
+    pub fn has_name(&self) -> bool {
+        self.bare_host().parse::<IpAddr>().is_err()
     }
 
     /// The addresses that its name has had of late; `None` where nothing was looked up.

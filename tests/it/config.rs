@@ -61,6 +61,8 @@ fn folder() -> tempfile::TempDir {
     fs::write(certs.join("site.der"), site.0.der()).unwrap();
     let responses = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/ocsp");
     fs::copy(responses.join("good.der"), certs.join("good.der")).unwrap();
+    // Of `openssl ca -gencrl` without `crl_extensions`.
+    fs::copy(responses.join("../version1.crl"), certs.join("version1.crl")).unwrap();
     folder
 }
 

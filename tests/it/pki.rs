@@ -277,6 +277,19 @@ fn a_name_that_was_revoked_is_not_renewed_for_what_had_expired_before() {
 }
 
 #[test]
+fn a_name_that_was_revoked_when_all_had_expired_is_not_renewed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut ca, now) = (ca(folder.path(), &[]), SystemTime::now());
+    for day in [0, 20] {
+        ca.issue(&names(&["web1.internal"]), MONTH, now + day * DAY).unwrap();
+    }
+    let later = now + 60 * DAY;
+    assert_eq!(ca.revoke("web1.internal", later).unwrap().len(), 1, "the newest");
+    assert!(ca.renew(true, later).unwrap().is_empty());
+    assert!(ca.revoke("web1.internal", later).unwrap().is_empty(), "already");
+}
+
+#[test]
 fn a_renewal_that_broke_off_is_made_up_for() {
     let folder = tempfile::tempdir().unwrap();
     let (ca, now) = (ca(folder.path(), &[]), SystemTime::now());

@@ -1,5 +1,5 @@
-//! What is read off a client hello before its session begins: which cipher the client likes best, and,
-//! where the settings depend on it, which name and protocols it asks for.
+//! What is read off a client hello before its session begins: whether it is all there, which cipher the client likes
+//! best, and, where the settings depend on it, which name and protocols it asks for.
 //!
 //! For the cipher: the library chooses by one order for all clients, and who has no AES in hardware says so by the
 //! order of its list (RFC 8446 §4.1.2). A look at the first bytes that arrived is enough; a hello

@@ -526,11 +526,19 @@ mod tests {
             not_after: 5,
             staple_until: None,
         };
-        metrics.certificates(vec![certificate.clone(), CertificateExpiry { not_after: 6, ..certificate }]);
-        assert_eq!(
-            samples(&metrics.scrape(), "portcullis_tls_certificate_expiry_timestamp_seconds").len(),
-            1
-        );
+        let other = |serial: &str, second: &str| CertificateExpiry {
+            names: vec!["b".into(), second.into()],
+            serial: serial.into(),
+            ..certificate.clone()
+        };
+        metrics.certificates(vec![
+            CertificateExpiry { not_after: 6, ..certificate.clone() },
+            other("1", "c"),
+            other("2", "d"),
+            other("1", "e"),
+        ]);
+        let shown = samples(&metrics.scrape(), "portcullis_tls_certificate_expiry_timestamp_seconds");
+        assert_eq!(shown.len(), 2, "of serial 1 and of serial 2: {shown:?}");
     }
 
     #[test]
