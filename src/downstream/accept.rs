@@ -1,6 +1,7 @@
 //! The accept loop of one listener on one worker: it ends with a drain and with nothing else.
 
 use std::{
+    future::ready,
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -8,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::yield_now,
+};
 
 use super::{admission::Admission, announcement, connection, tls::Acceptor};
 use crate::{
@@ -38,18 +42,30 @@ pub async fn run(worker: Rc<Worker>, door: Rc<Door>) {
     // A drain waits for it as for a connection.
     let _seat = Seat::take(&worker);
     loop {
-        let accepted = tokio::select! {
+        tokio::select! {
             biased;
-            accepted = door.socket.accept() => accepted,
-            () = worker.drained() => return,
-        };
-        match accepted {
-            Ok((stream, peer)) => open(&worker, &door, stream, peer),
-            Err(error) if is_the_connections_own(&error) => {}
-            Err(error) => {
-                complain(&worker, &door, &error);
-                tokio::time::sleep(PAUSE).await;
-            }
+            accepted = door.socket.accept() => welcome(&worker, &door, accepted).await,
+            () = worker.drained() => break,
+        }
+    }
+    // The runtime has yet to hear of those that came last.
+    yield_now().await;
+    loop {
+        tokio::select! {
+            biased;
+            accepted = door.socket.accept() => welcome(&worker, &door, accepted).await,
+            () = ready(()) => return,
+        }
+    }
+}
+
+async fn welcome(worker: &Rc<Worker>, door: &Door, accepted: io::Result<(TcpStream, SocketAddr)>) {
+    match accepted {
+        Ok((stream, peer)) => open(worker, door, stream, peer),
+        Err(error) if is_the_connections_own(&error) => {}
+        Err(error) => {
+            complain(worker, door, &error);
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

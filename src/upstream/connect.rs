@@ -79,7 +79,7 @@ async fn open_first(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpSt
             Ok(Ok(stream)) => return Ok(stream),
             // What this machine lacks for one address is not what is wrong with the others.
             Ok(Err(error)) if index > 0 && is_local(&error) => {}
-            Ok(Err(error)) => failure = Failure::Connect(error),
+            Ok(Err(error)) => failure = Failure::Connect(unless_for_good(error, address)),
             Err(_) => failure = Failure::Timeout("connect to"),
         }
     }
@@ -87,11 +87,7 @@ async fn open_first(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpSt
 }
 
 async fn open_address(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await.map_err(|error| match error.kind() {
-        // No IPv6 here: that is no want of ports, and does not pass by itself.
-        io::ErrorKind::AddrNotAvailable if address.is_ipv6() => io::ErrorKind::NetworkUnreachable.into(),
-        _ => error,
-    })?;
+    let stream = TcpStream::connect(address).await?;
     // With nobody listening on a local port of the ephemeral range, the kernel may one day choose
     // that very port for our end and connect the socket to itself.
     if address.ip().is_loopback() && stream.local_addr()? == address {
@@ -99,6 +95,14 @@ async fn open_address(address: SocketAddr) -> io::Result<TcpStream> {
     }
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// A machine without IPv6 has no address of its own to connect from. That looks like a want of ports, and does not pass.
+fn unless_for_good(error: io::Error, address: SocketAddr) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable if address.is_ipv6() => io::ErrorKind::NetworkUnreachable.into(),
+        _ => error,
+    }
 }
 
 /// What went wrong, before it is put into words.

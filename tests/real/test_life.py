@@ -138,3 +138,17 @@ def test_running_out_of_file_descriptors_neither_ends_it_nor_spins(portcullis, e
         connection.close()
     wait_until(lambda: curl(f"{front.https_url}/echo", ca=front.ca).status == 200, 2, "it serves again")
     assert front.process.running()
+
+
+def test_who_was_in_the_queue_when_a_drain_began_is_served(portcullis, echo):
+    """Four idle workers, so that it is one with nothing else to wait for; again and again, for it is a matter of luck."""
+    for _ in range(15):
+        front = portcullis(cluster("web", [echo.address], "health = false"), top="workers = 4")
+        front.process.signal(signal.SIGSTOP)
+        with socket.create_connection(("127.0.0.1", front.http)) as client:
+            client.settimeout(10)
+            client.sendall(b"GET /echo HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            front.process.signal(signal.SIGTERM)
+            front.process.signal(signal.SIGCONT)
+            assert client.recv(64).startswith(b"HTTP/1.1 200 ")
+        assert front.process.wait(10) == 0
